@@ -1,0 +1,19 @@
+//! Who is asking. Every entry point carries a [`Principal`], also while there is only one.
+
+/// The identity a request acts as.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Principal {
+    name: String,
+}
+
+impl Principal {
+    /// Whoever reaches the loopback interface of an unsecured server, or opens a data directory directly.
+    pub fn anonymous_local() -> Self {
+        Self { name: "anonymous".to_owned() }
+    }
+
+    /// The name shown in logs and by `current_user`.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+}
