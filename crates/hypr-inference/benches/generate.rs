@@ -1,0 +1,2 @@
+//! Decode and prefill speed of a GGUF model. See `main`.
+fn main() {}

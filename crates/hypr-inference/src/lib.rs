@@ -1,0 +1,14 @@
+//! The inference engine: model files become Arrow tables, and Arrow tables become text and vectors.
+//!
+//! One token's way through this crate: [`import`] turns a GGUF or safetensors file into
+//! `hypr_common::model::ModelTables`; the engine opens those tables through a `ModelSource`, views their
+//! buffers as weights without copying them, and runs one shared transformer over them.
+//!
+//! Invariants: no file or network I/O, no wall clock, no copy of a weight. Deliberately absent: SQL, storage
+//! and anything that knows where a model came from.
+
+pub mod api;
+
+pub use api::{
+    ChatMessage, EmbedRequest, FinishReason, GenerateRequest, Generation, Inference, Prompt, Sampling, Task, Token,
+};
