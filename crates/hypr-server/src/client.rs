@@ -1,0 +1,135 @@
+//! The Flight SQL client of the command line: one statement in, rows or a count out.
+//!
+//! It relies on how this server answers `GetFlightInfo`: a query has endpoints to read, and a statement
+//! without a result has run already and has none, so the kind of a statement needs no extra round trip.
+
+use std::fmt;
+
+use arrow_array::RecordBatch;
+use arrow_flight::FlightInfo;
+use arrow_flight::error::FlightError;
+use arrow_flight::flight_service_client::FlightServiceClient;
+use arrow_flight::sql::client::FlightSqlServiceClient;
+use arrow_flight::sql::{CommandStatementIngest, TableDefinitionOptions, TableExistsOption, TableNotExistOption};
+use arrow_schema::SchemaRef;
+use futures::stream::{self, BoxStream};
+use futures::{StreamExt, TryStreamExt};
+use hypr_common::{Error, ErrorKind, Result};
+use tonic::transport::{Channel, Endpoint};
+
+use crate::error::from_flight;
+
+/// A connection to a running server. Cheap to clone; clones share the connection.
+#[derive(Clone, Debug)]
+pub struct Client {
+    flight: FlightSqlServiceClient<Channel>,
+}
+
+/// What one statement answered.
+pub enum ClientOutcome {
+    /// A result set. Dropping the stream cancels the statement on the server.
+    Rows {
+        /// The columns of every batch.
+        schema: SchemaRef,
+        /// The batches, in the order the statement defines.
+        stream: BoxStream<'static, Result<RecordBatch>>,
+    },
+    /// Rows changed by a statement without a result; 0 for DDL.
+    Affected(i64),
+}
+
+impl fmt::Debug for ClientOutcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Rows { schema, .. } => f.debug_struct("Rows").field("schema", schema).finish_non_exhaustive(),
+            Self::Affected(rows) => f.debug_tuple("Affected").field(rows).finish(),
+        }
+    }
+}
+
+impl Client {
+    /// Connects to `url`, such as `http://127.0.0.1:8080` (`grpc://` and a bare `host:port` mean the same).
+    ///
+    /// # Errors
+    /// `InvalidInput` for a malformed address, `Unavailable` when nothing answers there.
+    pub async fn connect(url: &str) -> Result<Self> {
+        let address = normalise(url);
+        let endpoint = Endpoint::from_shared(address.clone())
+            .map_err(|error| Error::invalid(format!("`{url}` is not a server address")).with_source(error))?
+            .tcp_nodelay(true)
+            .initial_stream_window_size(8 << 20)
+            .initial_connection_window_size(16 << 20)
+            .user_agent(concat!("hyprstream/", env!("CARGO_PKG_VERSION")))
+            .map_err(|error| Error::internal("the user agent is malformed").with_source(error))?;
+        let channel = endpoint.connect().await.map_err(|error| {
+            let message = format!("no hyprstream server answers at {address}; start one with `hyprstream serve`");
+            Error::new(ErrorKind::Unavailable, message).with_source(error)
+        })?;
+        let flight = FlightServiceClient::new(channel).max_decoding_message_size(usize::MAX);
+        Ok(Self { flight: FlightSqlServiceClient::new_from_inner(flight) })
+    }
+
+    /// Runs one statement.
+    ///
+    /// # Errors
+    /// The server's error with its kind and message; `Unavailable` when the connection breaks.
+    pub async fn execute(&mut self, sql: &str) -> Result<ClientOutcome> {
+        let info = self.flight.execute(sql.to_owned(), None).await.map_err(from_flight)?;
+        if info.endpoint.is_empty() {
+            return Ok(ClientOutcome::Affected(info.total_records));
+        }
+        self.open(info).await
+    }
+
+    /// Streams `batches` into `table`, which is created from `schema` when it does not exist. Returns the rows stored.
+    ///
+    /// # Errors
+    /// The server's error; nothing is stored then.
+    pub async fn append(&mut self, table: &str, batches: BoxStream<'static, Result<RecordBatch>>) -> Result<i64> {
+        let command = CommandStatementIngest {
+            table_definition_options: Some(TableDefinitionOptions {
+                if_not_exist: TableNotExistOption::Create.into(),
+                if_exists: TableExistsOption::Append.into(),
+            }),
+            table: table.to_owned(),
+            ..Default::default()
+        };
+        let stream = batches.map_err(|error| FlightError::ExternalError(Box::new(error)));
+        self.flight.execute_ingest(command, stream).await.map_err(from_flight)
+    }
+
+    async fn open(&mut self, info: FlightInfo) -> Result<ClientOutcome> {
+        let schema = info.clone().try_decode_schema().map_err(Error::from)?;
+        let mut parts = Vec::with_capacity(info.endpoint.len());
+        for endpoint in info.endpoint {
+            let ticket =
+                endpoint.ticket.ok_or_else(|| Error::internal("the server sent an endpoint without a ticket"))?;
+            parts.push(self.flight.do_get(ticket).await.map_err(from_flight)?);
+        }
+        let stream = stream::iter(parts).flatten().map_err(from_flight).boxed();
+        Ok(ClientOutcome::Rows { schema: schema.into(), stream })
+    }
+}
+
+/// gRPC schemes are spelled `http` by the transport.
+fn normalise(url: &str) -> String {
+    let url = url.trim().trim_end_matches('/');
+    for scheme in ["grpc+tcp://", "grpc://"] {
+        if let Some(rest) = url.strip_prefix(scheme) {
+            return format!("http://{rest}");
+        }
+    }
+    if url.contains("://") { url.to_owned() } else { format!("http://{url}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_usual_spelling_of_an_address_is_understood() {
+        for url in ["http://h:1", "http://h:1/", "grpc://h:1", "grpc+tcp://h:1", "h:1", " h:1 "] {
+            assert_eq!(normalise(url), "http://h:1");
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! Prepared statements: planned once, bound and run any number of times.
+//!
+//! The registry is bounded. A statement is forgotten when its client closes it; those of clients that went away
+//! without closing are forgotten when room is needed and they were idle for a while, never before.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arrow_array::RecordBatch;
+use arrow_flight::decode::{DecodedPayload, FlightDataDecoder};
+use arrow_flight::sql::server::PeekableFlightDataStream;
+use arrow_flight::sql::{
+    ActionClosePreparedStatementRequest, ActionCreatePreparedStatementRequest, ActionCreatePreparedStatementResult,
+    CommandPreparedStatementQuery, CommandPreparedStatementUpdate, DoPutPreparedStatementResult,
+};
+use arrow_flight::{FlightDescriptor, FlightInfo, IpcMessage, SchemaAsIpc};
+use arrow_ipc::writer::IpcWriteOptions;
+use arrow_schema::Schema;
+use arrow_select::concat::concat_batches;
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt};
+use hypr_common::{Error, ErrorKind, Result};
+use hypr_query::Prepared;
+use parking_lot::Mutex;
+use tonic::Status;
+use uuid::Uuid;
+
+use super::results::wire_schema;
+use super::statements::{no_parameters, reject_transaction, run_update};
+use super::{Answer, FlightStream, HyprFlightSql};
+use crate::error::{from_incoming, to_status};
+
+/// Statements remembered at once, over all clients.
+const MAX_PREPARED: usize = 16_384;
+/// An idle statement may be forgotten after this, when there is no room.
+const IDLE_AFTER: Duration = Duration::from_secs(600);
+/// Most bytes of parameters bound to one statement.
+const MAX_PARAMETER_BYTES: usize = 512 << 20;
+
+/// See the module documentation.
+#[derive(Debug, Default)]
+pub(super) struct PreparedStatements(Mutex<HashMap<Bytes, Entry>>);
+
+#[derive(Clone, Debug)]
+struct Entry {
+    statement: Arc<Prepared>,
+    parameters: Option<RecordBatch>,
+    used_at: Instant,
+}
+
+impl PreparedStatements {
+    fn insert(&self, statement: Prepared, now: Instant) -> Result<Bytes> {
+        let mut statements = self.0.lock();
+        if statements.len() >= MAX_PREPARED {
+            statements.retain(|_, entry| now.duration_since(entry.used_at) < IDLE_AFTER);
+        }
+        if statements.len() >= MAX_PREPARED {
+            let message = format!("{MAX_PREPARED} prepared statements are open; close those that are done");
+            return Err(Error::new(ErrorKind::Busy, message));
+        }
+        let handle = Bytes::copy_from_slice(Uuid::now_v7().as_bytes());
+        statements.insert(handle.clone(), Entry { statement: Arc::new(statement), parameters: None, used_at: now });
+        Ok(handle)
+    }
+
+    fn get(&self, handle: &Bytes) -> Result<Entry> {
+        let mut statements = self.0.lock();
+        let entry = statements.get_mut(handle).ok_or_else(unknown)?;
+        entry.used_at = Instant::now();
+        Ok(entry.clone())
+    }
+
+    fn bind(&self, handle: &Bytes, parameters: Option<RecordBatch>) -> Result<()> {
+        let mut statements = self.0.lock();
+        statements.get_mut(handle).ok_or_else(unknown)?.parameters = parameters;
+        Ok(())
+    }
+
+    fn close(&self, handle: &Bytes) {
+        self.0.lock().remove(handle);
+    }
+}
+
+fn unknown() -> Error {
+    Error::not_found("this prepared statement does not exist, was closed, or was idle for too long; prepare it again")
+}
+
+impl Entry {
+    fn parameters(&self) -> RecordBatch {
+        self.parameters.clone().unwrap_or_else(no_parameters)
+    }
+}
+
+impl HyprFlightSql {
+    /// Plans a statement and remembers it.
+    pub(super) async fn create_prepared(
+        &self,
+        request: ActionCreatePreparedStatementRequest,
+    ) -> Result<ActionCreatePreparedStatementResult, Status> {
+        reject_transaction(request.transaction_id.as_ref())?;
+        let prepared = self.session().prepare(&request.query).await.map_err(to_status)?;
+        // Clients take an empty dataset schema as the sign of an update.
+        let dataset_schema = encode_schema(&wire_schema(&prepared.result_schema)).map_err(to_status)?;
+        let parameter_schema = encode_schema(&prepared.parameter_schema).map_err(to_status)?;
+        let handle = self.prepared.insert(prepared, Instant::now()).map_err(to_status)?;
+        Ok(ActionCreatePreparedStatementResult { prepared_statement_handle: handle, dataset_schema, parameter_schema })
+    }
+
+    /// Forgets a statement; closing twice is no error.
+    pub(super) fn close_prepared(&self, request: &ActionClosePreparedStatementRequest) {
+        self.prepared.close(&request.prepared_statement_handle);
+    }
+
+    /// `GetFlightInfo` of a prepared statement, with the parameters bound last.
+    pub(super) async fn info_of_prepared(
+        &self,
+        query: CommandPreparedStatementQuery,
+        descriptor: FlightDescriptor,
+    ) -> Answer<FlightInfo> {
+        let handle = query.prepared_statement_handle;
+        let entry = self.prepared.get(&handle).map_err(to_status)?;
+        self.plan_or_run(&self.session(), &entry.statement, &entry.parameters(), handle, descriptor)
+            .await
+            .map_err(to_status)
+    }
+
+    /// `DoGet` of a prepared statement.
+    pub(super) async fn read_prepared(&self, handle: &Bytes, query_id: Uuid) -> Answer<FlightStream> {
+        let entry = self.prepared.get(handle).map_err(to_status)?;
+        self.read(&self.session(), &entry.statement, &entry.parameters(), query_id).await
+    }
+
+    /// `DoPut` that binds the parameters of the next execution.
+    pub(super) async fn bind_prepared(
+        &self,
+        query: CommandPreparedStatementQuery,
+        stream: PeekableFlightDataStream,
+    ) -> Result<DoPutPreparedStatementResult, Status> {
+        let handle = query.prepared_statement_handle;
+        self.prepared.get(&handle).map_err(to_status)?;
+        let parameters = read_parameters(stream).await.map_err(to_status)?;
+        self.prepared.bind(&handle, parameters).map_err(to_status)?;
+        Ok(DoPutPreparedStatementResult { prepared_statement_handle: Some(handle) })
+    }
+
+    /// `DoPut` that runs an update for each row of the parameters it carries, or of those bound before.
+    pub(super) async fn update_prepared(
+        &self,
+        command: CommandPreparedStatementUpdate,
+        stream: PeekableFlightDataStream,
+    ) -> Result<i64, Status> {
+        let entry = self.prepared.get(&command.prepared_statement_handle).map_err(to_status)?;
+        let parameters = read_parameters(stream).await.map_err(to_status)?.unwrap_or_else(|| entry.parameters());
+        run_update(&self.session(), &entry.statement, &parameters).await.map_err(to_status)
+    }
+}
+
+/// The rows of an upload as one batch; `None` when it carries no column, as clients without parameters send.
+async fn read_parameters(stream: PeekableFlightDataStream) -> Result<Option<RecordBatch>> {
+    // A client with nothing to bind sends the descriptor alone, which is no Arrow message.
+    let messages = stream.map_err(Into::into).try_filter(|data| std::future::ready(!data.data_header.is_empty()));
+    let mut decoder = FlightDataDecoder::new(messages);
+    let (mut schema, mut batches, mut bytes) = (None, Vec::new(), 0);
+    while let Some(message) = decoder.next().await {
+        match message.map_err(from_incoming)?.payload {
+            DecodedPayload::Schema(sent) => schema = Some(sent),
+            DecodedPayload::RecordBatch(batch) => {
+                bytes += batch.get_array_memory_size();
+                if bytes > MAX_PARAMETER_BYTES {
+                    let message = format!(
+                        "the bound parameters exceed {} MiB; bind fewer rows at a time, or use bulk ingest",
+                        MAX_PARAMETER_BYTES >> 20
+                    );
+                    return Err(Error::new(ErrorKind::ResourceExhausted, message));
+                }
+                batches.push(batch);
+            }
+            DecodedPayload::None => {}
+        }
+    }
+    match schema {
+        Some(schema) if !schema.fields().is_empty() => Ok(Some(concat_batches(&schema, &batches)?)),
+        _ => Ok(None),
+    }
+}
+
+fn encode_schema(schema: &Schema) -> Result<Bytes> {
+    if schema.fields().is_empty() {
+        return Ok(Bytes::new());
+    }
+    let options = IpcWriteOptions::default();
+    let IpcMessage(bytes) = SchemaAsIpc::new(schema, &options).try_into().map_err(Error::from)?;
+    Ok(bytes)
+}

@@ -1,0 +1,62 @@
+use arrow_array::builder::{Float32Builder, ListBuilder};
+use arrow_array::types::Int32Type;
+use arrow_array::{DictionaryArray, Int64Array, LargeBinaryArray, StringArray, StringViewArray};
+
+use super::*;
+
+fn batch(columns: Vec<(&str, ArrayRef)>) -> RecordBatch {
+    RecordBatch::try_from_iter(columns).unwrap()
+}
+
+fn rows(chunks: &[RecordBatch]) -> Vec<usize> {
+    chunks.iter().map(RecordBatch::num_rows).collect()
+}
+
+#[test]
+fn one_large_row_does_not_make_its_neighbours_small_messages() {
+    let large = vec![0_u8; 1000];
+    let values: Vec<&[u8]> = (0..64).map(|row| if row == 10 { &large[..] } else { b"x" }).collect();
+    let whole = batch(vec![("b", Arc::new(LargeBinaryArray::from(values)) as ArrayRef)]);
+    let chunks = chunks(whole.clone(), 700);
+    assert!(chunks.iter().all(|chunk| chunk.num_rows() == 1 || sent_bytes(chunk.column(0)) <= 700));
+    assert!(chunks.len() < 16, "{:?}", rows(&chunks));
+    assert_eq!(arrow_select::concat::concat_batches(&whole.schema(), &chunks).unwrap(), whole);
+}
+
+#[test]
+fn a_slice_of_a_list_counts_only_what_it_shows() {
+    let mut lists = ListBuilder::new(Float32Builder::new());
+    for _ in 0..1000 {
+        lists.values().append_slice(&[1.0; 100]);
+        lists.append(true);
+    }
+    let lists = lists.finish();
+    assert!(sent_bytes(&lists) >= 400_000);
+    assert!(sent_bytes(&lists.slice(500, 1)) < 500);
+    let whole = batch(vec![("v", Arc::new(lists) as ArrayRef)]);
+    let chunks = chunks(whole, 40_000);
+    assert!(chunks.len() <= 16, "{:?}", rows(&chunks));
+}
+
+#[test]
+fn an_empty_batch_stays_one_message() {
+    assert_eq!(rows(&chunks(batch(vec![("a", Arc::new(Int64Array::from(Vec::<i64>::new())) as ArrayRef)]), 1)), [0]);
+}
+
+#[test]
+fn views_and_dictionaries_are_sent_as_what_they_stand_for() {
+    let views: ArrayRef = Arc::new(StringViewArray::from(vec!["a string longer than twelve bytes", "b"]));
+    let dictionary: DictionaryArray<Int32Type> = vec!["x", "x"].into_iter().collect();
+    let given = batch(vec![("v", views), ("d", Arc::new(dictionary) as ArrayRef)]);
+    let schema = wire_schema(&given.schema());
+    assert!(schema.fields().iter().all(|field| *field.data_type() == DataType::Utf8));
+    let sent = to_messages(&given, &schema).unwrap();
+    assert_eq!(sent[0].column(1).as_string::<i32>(), &StringArray::from(vec!["x", "x"]));
+    assert_eq!(sent[0].column(0).as_string::<i32>().value(0), "a string longer than twelve bytes");
+}
+
+#[test]
+fn extension_types_keep_their_names() {
+    let schema = Schema::new(vec![hypr_common::types::json_field("j", true)]);
+    assert_eq!(*wire_schema(&schema), schema);
+}
