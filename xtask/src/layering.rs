@@ -22,7 +22,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("hypr-inference", &["hypr-common", "hypr-tensor"]),
     ("hypr-query", &["hypr-common", "hypr-tensor", "hypr-storage", "hypr-inference"]),
     ("hypr-server", &["hypr-common", "hypr-tensor", "hypr-storage", "hypr-inference", "hypr-query"]),
-    ("hyprstream", &["hypr-common", "hypr-query", "hypr-server"]),
+    ("hyprstream", &["hypr-common", "hypr-tensor", "hypr-storage", "hypr-inference", "hypr-query", "hypr-server"]),
     ("xtask", &[]),
 ];
 
@@ -149,7 +149,7 @@ mod tests {
             ("hypr-inference", "hypr-storage"),
             ("hypr-common", "hypr-tensor"),
             ("hypr-query", "hypr-server"),
-            ("hyprstream", "hypr-storage"),
+            ("hypr-server", "hyprstream"),
         ] {
             let violations = check(&[package(from, &[to])]);
             assert_eq!(violations.len(), 1, "{from} -> {to}");
