@@ -34,7 +34,7 @@ cc -O3 -march=native -pthread bench/bandwidth.c -o "$OUT/bandwidth"
 step "both engines, taking turns"
 BENCH="$(cargo bench --locked -p hypr-inference --bench generate --no-run --message-format=json |
     sed -n 's/.*"name":"generate".*"executable":"\([^"]*\)".*/\1/p' | tail -n1)"
-"$LLAMA/bin/python" bench/llama_cpp.py "$CACHE/models/smollm2-135m-instruct/SmolLM2-135M-Instruct.Q4_1.gguf" \
+"$LLAMA/bin/python" bench/engines.py "$CACHE/models/smollm2-135m-instruct/SmolLM2-135M-Instruct.Q4_1.gguf" \
     "$BENCH" --threads "$THREADS" | tee "$OUT/engines.json"
 
 step "server"

@@ -1,6 +1,6 @@
 """Prefill and decode speed, side by side in one run: llama.cpp (through llama-cpp-python) and Hyprstream's engine.
 
-    python bench/llama_cpp.py GGUF HYPRSTREAM_BENCH [--threads 2] [--prefill 512] [--decode 128] [--rounds 5]
+    python bench/engines.py GGUF HYPRSTREAM_BENCH [--threads 2] [--prefill 512] [--decode 128] [--rounds 5]
 
 HYPRSTREAM_BENCH is the executable of `crates/hypr-inference/benches/generate.rs`, which bench/run.sh builds. The
 two take turns, each in a process of its own, so that whatever else the machine does falls on both. Every round
