@@ -193,13 +193,19 @@ impl Shared {
 
     fn wait_for_epoch(&self, index: usize, seen: u64) {
         let called = || self.epoch.load(Ordering::Acquire) != seen;
-        while !spin_until(&called) {
-            self.asleep[index].store(true, Ordering::SeqCst);
-            while self.epoch.load(Ordering::SeqCst) == seen {
-                thread::park();
-            }
-            self.asleep[index].store(false, Ordering::SeqCst);
+        if spin_until(&called) {
+            return;
         }
+        loop {
+            // Raised again before every sleep: the owner may clear it late, for a run that this worker saw by
+            // itself and has finished.
+            self.asleep[index].store(true, Ordering::SeqCst);
+            if self.epoch.load(Ordering::SeqCst) != seen {
+                break;
+            }
+            thread::park();
+        }
+        self.asleep[index].store(false, Ordering::SeqCst);
     }
 }
 

@@ -278,8 +278,15 @@ macro_rules! by_level {
 pub(crate) use by_level;
 
 /// A pointer into a slice that several threads write, each to elements of its own.
-#[derive(Clone, Copy)]
 pub(crate) struct SharedMut<T>(*mut T, usize);
+
+impl<T> Clone for SharedMut<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for SharedMut<T> {}
 
 // SAFETY: the pointer is only dereferenced by `slice`, whose callers keep to elements no other thread uses.
 unsafe impl<T: Send> Sync for SharedMut<T> {}
