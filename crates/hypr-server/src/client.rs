@@ -84,7 +84,7 @@ impl Client {
     /// Streams `batches` into `table`, which is created from `schema` when it does not exist. Returns the rows stored.
     ///
     /// # Errors
-    /// The server's error; nothing is stored then.
+    /// The server's error. The store commits every 64 MiB, so what was committed before it stays.
     pub async fn append(&mut self, table: &str, batches: BoxStream<'static, Result<RecordBatch>>) -> Result<i64> {
         let command = CommandStatementIngest {
             table_definition_options: Some(TableDefinitionOptions {

@@ -130,7 +130,7 @@ pub struct EngineSection {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct QuerySection {
-    /// MiB that sorts, joins and aggregates may hold together before they spill; by default unlimited.
+    /// MiB that sorts, joins and aggregates of all queries may hold together before they spill to disk.
     pub memory_limit_mb: Option<usize>,
 }
 

@@ -40,9 +40,8 @@ pub async fn serve(
     on_ready: impl FnOnce(SocketAddr),
     shutdown: impl Future<Output = ()>,
 ) -> Result<()> {
-    // Bound first, so that a taken port costs nothing; connections wait in the backlog until the store is open.
-    let (listener, address) = bind(&config).await?;
     let database = Database::open(&config.storage.data_dir, storage_options(&config)).await?;
+    let (listener, address) = bind(&config).await?;
     let (engine, engine_thread) = start_engine(&database, &config)?;
     let queries = QueryEngine::new(database.clone(), Arc::new(engine.clone()), query_options(&config))?;
     let published = server_file::publish(database.dir(), address)?;
@@ -155,7 +154,7 @@ fn engine_options(config: &Config) -> EngineOptions {
 fn query_options(config: &Config) -> QueryOptions {
     let mut options = QueryOptions::default();
     if let Some(mb) = config.query.memory_limit_mb {
-        options.memory_limit_bytes = Some(mb.saturating_mul(1 << 20));
+        options.memory_limit_bytes = mb.saturating_mul(1 << 20);
     }
     options
 }

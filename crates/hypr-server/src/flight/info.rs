@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use arrow_flight::sql::metadata::{
-    SqlInfoData, SqlInfoDataBuilder, SqlInfoValue, XdbcTypeInfo, XdbcTypeInfoData, XdbcTypeInfoDataBuilder,
+    SqlInfoData, SqlInfoDataBuilder, XdbcTypeInfo, XdbcTypeInfoData, XdbcTypeInfoDataBuilder,
 };
 use arrow_flight::sql::{
     Nullable, Searchable, SqlInfo, SqlNullOrdering, SqlOuterJoinsSupportLevel, SqlSupportedCaseSensitivity,
@@ -157,7 +157,7 @@ fn syntax(info: &mut SqlInfoDataBuilder) {
 }
 
 fn queries(info: &mut SqlInfoDataBuilder) {
-    let bits = |bits: &[i32]| SqlInfoValue::Bitmask(bits.iter().fold(0, |mask, bit| mask | (1 << bit)));
+    let bits = |bits: &[i32]| bits.iter().fold(0_i32, |mask, bit| mask | (1 << bit));
     info.append(SqlInfo::SqlSupportsColumnAliasing, true);
     info.append(SqlInfo::SqlNullPlusNullIsNull, true);
     info.append(SqlInfo::SqlSupportsConvert, conversions());
@@ -296,7 +296,7 @@ pub(super) fn xdbc_types() -> Result<XdbcTypeInfoData> {
         types.append(XdbcTypeInfo { case_sensitive: true, ..quoted(name, code) });
     }
     for (name, code, subcode) in [
-        ("DATE", XdbcDataType::XdbcDate, XdbcDatetimeSubcode::XdbcSubcodeDate),
+        ("DATE", XdbcDataType::XdbcDate, XdbcDatetimeSubcode::XdbcSubcodeYear),
         ("TIMESTAMP", XdbcDataType::XdbcTimestamp, XdbcDatetimeSubcode::XdbcSubcodeTimestamp),
     ] {
         let sql_data_type = XdbcDataType::XdbcDatetime;

@@ -11,11 +11,11 @@ use datafusion::execution::SendableRecordBatchStream;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use futures::{StreamExt, TryStreamExt};
 use hypr_common::{Error, Result};
-use hypr_query::{IngestMode, TableRef};
+use hypr_query::{CATALOG, IngestMode, TableRef};
 use tonic::Status;
 
+use super::HyprFlightSql;
 use super::statements::reject_transaction;
-use super::{CATALOG, HyprFlightSql};
 use crate::error::{from_incoming, to_status};
 
 impl HyprFlightSql {

@@ -13,16 +13,14 @@ use arrow_flight::{FlightDescriptor, FlightEndpoint, FlightInfo, Ticket};
 use arrow_schema::{DataType, Field, Fields, Schema, SchemaRef};
 use hypr_common::types::sql_type_name;
 use hypr_common::{Error, Result};
-use hypr_query::TableInfo;
+use hypr_query::{CATALOG, DEFAULT_SCHEMA, TableInfo};
 use prost::Message;
 use tonic::Response;
 
 use super::results::stream_batch;
-use super::{Answer, CATALOG, DEFAULT_SCHEMA, FlightStream, HyprFlightSql};
+use super::{Answer, FlightStream, HyprFlightSql};
 use crate::error::{from_flight, to_status};
 
-/// Schema that exists without a table in it.
-const INFORMATION_SCHEMA: &str = "information_schema";
 /// The kinds of tables, sorted.
 const TABLE_TYPES: &[&str] = &["SYSTEM TABLE", "TABLE"];
 
@@ -64,9 +62,7 @@ pub(super) fn table_types(command: CommandGetTableTypes) -> Result<RecordBatch> 
 
 impl HyprFlightSql {
     pub(super) fn db_schemas(&self, command: CommandGetDbSchemas) -> Result<RecordBatch> {
-        let tables = self.engine.tables()?;
-        let mut names: BTreeSet<&str> = tables.iter().map(|table| table.schema_name.as_str()).collect();
-        names.extend([DEFAULT_SCHEMA, INFORMATION_SCHEMA]);
+        let names: BTreeSet<String> = self.engine.schemas().into_iter().collect();
         let mut builder = command.into_builder();
         for name in names {
             builder.append(CATALOG, name);
@@ -76,7 +72,7 @@ impl HyprFlightSql {
 
     pub(super) fn tables(&self, command: CommandGetTables) -> Result<RecordBatch> {
         let mut builder = command.into_builder();
-        for table in self.engine.tables()? {
+        for table in self.engine.tables() {
             let columns = described_columns(&table);
             builder
                 .append(CATALOG, &table.schema_name, &table.name, table.table_type, &columns)
@@ -89,7 +85,7 @@ impl HyprFlightSql {
     pub(super) fn primary_keys(&self, command: &CommandGetPrimaryKeys) -> Result<RecordBatch> {
         let schema_name = command.db_schema.as_deref().filter(|name| !name.is_empty()).unwrap_or(DEFAULT_SCHEMA);
         let wanted = command.catalog.as_deref().is_none_or(|catalog| catalog.is_empty() || catalog == CATALOG);
-        let tables = self.engine.tables()?;
+        let tables = self.engine.tables();
         let table = tables
             .iter()
             .find(|table| wanted && table.schema_name == schema_name && table.name == command.table)

@@ -38,11 +38,6 @@ use tonic::{Response, Status};
 use cancel::RunningQueries;
 use prepared::PreparedStatements;
 
-/// The one catalog.
-pub const CATALOG: &str = "hyprstream";
-/// The schema of tables named without one.
-pub const DEFAULT_SCHEMA: &str = "public";
-
 /// What `DoGet` answers with.
 type FlightStream = Pin<Box<dyn Stream<Item = Result<FlightData, Status>> + Send>>;
 /// A verb's answer.

@@ -17,7 +17,7 @@ use arrow_schema::{DataType, Field, FieldRef, Fields, Schema, SchemaRef};
 use datafusion::execution::SendableRecordBatchStream;
 use futures::{StreamExt, TryStreamExt, stream};
 use hypr_common::Result;
-use hypr_query::error::from_datafusion;
+use hypr_query::from_datafusion;
 use tonic::Status;
 
 use super::FlightStream;

@@ -25,7 +25,7 @@ use super::metadata::{
     answer, catalogs, foreign_key_schema, info_of_command, no_foreign_keys, primary_key_schema, table_types,
 };
 use super::{Answer, FlightStream, HyprFlightSql};
-use crate::error::{from_flight, to_status};
+use crate::error::from_flight;
 
 const AUTOCOMMIT: &str = "transactions are not supported; every statement commits on its own (autocommit)";
 
