@@ -14,7 +14,7 @@ use std::sync::Arc;
 use arrow::array::{ArrayRef, Int64Array, RecordBatch, StringArray, UInt64Array};
 use arrow::util::pretty::pretty_format_batches;
 use hypr_common::{Error, Result};
-use hypr_storage::ModelEntry;
+use hypr_storage::models::ModelEntry;
 
 use crate::Failure;
 use crate::cli::{DirectoryArgs, ModelArgs, ModelCommand};

@@ -1,0 +1,7 @@
+//! The binary as scripts see it: lines, files, signals and exit codes.
+
+mod contract;
+mod crash;
+mod formats;
+mod models;
+mod process;
