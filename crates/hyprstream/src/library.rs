@@ -40,14 +40,10 @@ impl Library {
             buffers.insert(name.clone(), mapped);
         }
         let gguf = buffers.iter().find(|(name, _)| Path::new(name).extension().is_some_and(|end| end == GGUF));
-        let tables = match gguf {
-            Some((_, bytes)) => hypr_inference::import::gguf(bytes.clone(), model_id),
-            None => hypr_inference::import::safetensors(&buffers, model_id),
+        let mut tables = match gguf {
+            Some((_, bytes)) => hypr_inference::import::gguf(bytes.clone(), model_id)?,
+            None => hypr_inference::import::safetensors(&buffers, model_id)?,
         };
-        let mut tables = tables.map_err(|error| {
-            let from: Vec<String> = files.values().map(|path| path.display().to_string()).collect();
-            Error::new(error.kind(), format!("cannot import {}: {error}", from.join(", "))).with_source(error)
-        })?;
         tables.files.extend(notes.into_iter().map(|(name, bytes)| (name, bytes.into())));
         self.store.publish(&tables)?;
         self.find(model_id)?.ok_or_else(|| Error::not_found(format!("model '{model_id}' was removed meanwhile")))

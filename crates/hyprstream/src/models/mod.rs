@@ -36,8 +36,9 @@ pub async fn run(args: ModelArgs) -> Result<(), Failure> {
             pull_model(&open(&directory)?, known, id.as_deref().unwrap_or(known.name), source).await?;
         }
         ModelCommand::Import { id, path, directory } => {
-            let entry = open(&directory)?.import(&id, &model_files(&path)?, BTreeMap::new())?;
-            print(&published(&entry))?;
+            let library = open(&directory)?;
+            let imported = model_files(&path).and_then(|files| library.import(&id, &files, BTreeMap::new()));
+            print(&published(&imported.map_err(|error| cannot_import(&path.display().to_string(), error))?))?;
         }
         ModelCommand::List { directory } => list(&open(&directory)?.list()?)?,
         ModelCommand::Remove { id, directory } => {
@@ -69,8 +70,12 @@ async fn pull_model(library: &Library, known: &KnownModel, id: &str, source: Sou
         }
     }
     let files = pull::pull(Cache::from_environment()?, &Sources::from_environment()?, known, source).await?;
-    let entry = library.import(id, &files, BTreeMap::from([(SOURCE_FILE.to_owned(), note)]))?;
-    print(&published(&entry))
+    let imported = library.import(id, &files, BTreeMap::from([(SOURCE_FILE.to_owned(), note)]));
+    print(&published(&imported.map_err(|error| cannot_import(known.name, error))?))
+}
+
+fn cannot_import(what: &str, error: Error) -> Error {
+    Error::new(error.kind(), format!("cannot import {what}: {error}")).with_source(error)
 }
 
 fn source_note(known: &KnownModel) -> Result<Vec<u8>> {
