@@ -8,6 +8,17 @@
 //! and anything that knows where a model came from.
 
 pub mod api;
+pub mod chat;
+pub mod config;
+pub mod families;
+pub mod import;
+pub mod kv_cache;
+pub mod model;
+pub mod prompt;
+pub mod sampler;
+pub mod tokenizer;
+pub mod transformer;
+pub mod weights;
 
 pub use api::{
     ChatMessage, EmbedRequest, FinishReason, GenerateRequest, Generation, Inference, Prompt, Sampling, Task, Token,

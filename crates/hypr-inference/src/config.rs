@@ -1,0 +1,158 @@
+//! `architecture_config`: everything the engine must know to run a model's weights, as JSON.
+//!
+//! Invariant: an importer writes it, the engine reads it, and nothing about a model is known from anywhere
+//! else. [`ModelConfig::check`] holds for every configuration that leaves this module.
+
+use hypr_common::model::ModelMetadata;
+use hypr_common::{Error, Result};
+use serde::{Deserialize, Serialize};
+
+use crate::api::Task;
+use crate::families::Family;
+
+/// The configuration of one model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ModelConfig {
+    /// Which family file describes the network.
+    pub family: Family,
+    /// What the model can be asked to do: `generate`, `embed`.
+    pub tasks: Vec<String>,
+    /// Rows of the token embedding.
+    pub vocab_size: usize,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Width inside the feed-forward network.
+    pub intermediate_size: usize,
+    /// Transformer blocks.
+    pub num_hidden_layers: usize,
+    /// Query heads.
+    pub num_attention_heads: usize,
+    /// Key and value heads; fewer than the query heads where they share (GQA, arXiv:2305.13245).
+    pub num_key_value_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Added to the variance before its root.
+    pub norm_eps: f32,
+    /// The longest sequence, in tokens.
+    pub context_length: usize,
+    /// Feed-forward activation: `silu`, `gelu` or `gelu_tanh`.
+    pub activation: ActivationName,
+    /// How positions rotate queries and keys; absent where positions are learned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rope: Option<RopeStyle>,
+    /// Base of the rotation's wavelengths.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rope_base: Option<f32>,
+    /// The output head is the token embedding.
+    pub tie_word_embeddings: bool,
+    /// Starts a text where `add_bos_token` says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bos_token_id: Option<u32>,
+    /// Any of these ends a generated text.
+    #[serde(default)]
+    pub eos_token_ids: Vec<u32>,
+    /// Whether a prompt starts with `bos_token_id`.
+    #[serde(default)]
+    pub add_bos_token: bool,
+    /// The tokenizer's side file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokenizer: Option<String>,
+    /// The chat template's side file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chat_template: Option<String>,
+    /// How token states become one vector; absent where the model does not embed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pooling: Option<Pooling>,
+    /// The longest text to embed, in tokens, special ones included.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_input_tokens: Option<usize>,
+}
+
+/// Which values of a head form the pairs that rotate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RopeStyle {
+    /// Neighbours, as in RoFormer; LLaMA weights inside GGUF files are ordered for it.
+    Interleaved,
+    /// Value `i` with value `i + head_dim / 2`, as in GPT-NeoX and Hugging Face checkpoints.
+    Neox,
+}
+
+/// The activation of the feed-forward network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ActivationName {
+    /// `silu(gate) * up`.
+    Silu,
+    /// By the error function.
+    Gelu,
+    /// By the tanh approximation.
+    GeluTanh,
+}
+
+/// How token states become one vector.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Pooling {
+    /// The mean over all tokens.
+    Mean,
+    /// The first token.
+    Cls,
+}
+
+/// No dimension of a model is larger; products of two fit in 64 bits with room.
+const MAX_DIM: usize = 1 << 24;
+
+impl ModelConfig {
+    /// Reads `architecture_config`.
+    ///
+    /// # Errors
+    /// `Corrupted` for JSON that is not a configuration or holds impossible sizes.
+    pub fn from_metadata(metadata: &ModelMetadata) -> Result<Self> {
+        let config: Self = serde_json::from_value(metadata.architecture_config.clone()).map_err(|error| {
+            Error::corrupted(format!("architecture_config of model {}: {error}; import it again", metadata.model_id))
+        })?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Refuses sizes that no network can have.
+    ///
+    /// # Errors
+    /// `Corrupted`, naming the first wrong value.
+    pub fn check(&self) -> Result<()> {
+        let sizes = [
+            ("vocab_size", self.vocab_size),
+            ("hidden_size", self.hidden_size),
+            ("intermediate_size", self.intermediate_size),
+            ("num_hidden_layers", self.num_hidden_layers),
+            ("num_attention_heads", self.num_attention_heads),
+            ("num_key_value_heads", self.num_key_value_heads),
+            ("head_dim", self.head_dim),
+            ("context_length", self.context_length),
+        ];
+        for (name, size) in sizes {
+            if size == 0 || size > MAX_DIM {
+                return Err(Error::corrupted(format!("the model's {name} is {size}; expected 1 to {MAX_DIM}")));
+            }
+        }
+        if !self.num_attention_heads.is_multiple_of(self.num_key_value_heads) {
+            return Err(Error::corrupted(format!(
+                "{} query heads cannot share {} key heads evenly",
+                self.num_attention_heads, self.num_key_value_heads
+            )));
+        }
+        if self.rope.is_some() && !self.head_dim.is_multiple_of(2) {
+            return Err(Error::corrupted(format!("heads of width {} cannot rotate in pairs", self.head_dim)));
+        }
+        if !(self.norm_eps.is_finite() && self.norm_eps >= 0.0) {
+            return Err(Error::corrupted(format!("the model's norm_eps is {}", self.norm_eps)));
+        }
+        Ok(())
+    }
+
+    /// Whether the model can do `task`.
+    pub fn can(&self, task: Task) -> bool {
+        self.tasks.iter().any(|name| name == task.name())
+    }
+}

@@ -1,0 +1,1 @@
+//! Importers on small files made here; the real ones are in `tests/it`.

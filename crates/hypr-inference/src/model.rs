@@ -1,0 +1,217 @@
+//! A model opened for use: its network, tokenizer and chat template over one version of its tables.
+
+use std::sync::Arc;
+
+use hypr_common::model::{ModelMetadata, ModelTables};
+use hypr_common::{Error, Result};
+use hypr_tensor::Kernels;
+
+use crate::api::{ChatMessage, Task};
+use crate::chat::ChatTemplate;
+use crate::config::{ModelConfig, Pooling};
+use crate::tokenizer::TextTokenizer;
+use crate::transformer::{Chunk, Transformer, Workspace};
+
+/// One version of a model.
+#[derive(Debug)]
+pub struct Model {
+    tables: Arc<ModelTables>,
+    tokenizer: TextTokenizer,
+    chat: Option<ChatTemplate>,
+    transformer: Transformer,
+}
+
+impl Model {
+    /// Opens `tables` for sequences of up to `max_positions` tokens.
+    ///
+    /// # Errors
+    /// `Corrupted` where weights, tokenizer or template are missing or damaged.
+    pub fn open(tables: Arc<ModelTables>, max_positions: usize) -> Result<Self> {
+        let transformer = Transformer::open(&tables, max_positions)?;
+        let config = transformer.config();
+        let file = |name: &str| {
+            tables.files.get(name).ok_or_else(|| {
+                Error::corrupted(format!("model {} has no file {name}; import it again", tables.metadata.model_id))
+            })
+        };
+        let tokenizer = config.tokenizer.as_deref().ok_or_else(|| {
+            Error::invalid(format!("model {} was imported without a tokenizer.json", tables.metadata.model_id))
+        })?;
+        let tokenizer = TextTokenizer::from_json(file(tokenizer)?.as_slice())?;
+        if tokenizer.vocab_size() > config.vocab_size {
+            return Err(Error::corrupted(format!(
+                "the tokenizer of model {} knows {} tokens and the network {}",
+                tables.metadata.model_id,
+                tokenizer.vocab_size(),
+                config.vocab_size
+            )));
+        }
+        let chat = match config.chat_template.as_deref() {
+            None => None,
+            Some(name) => {
+                let source = std::str::from_utf8(file(name)?.as_slice())
+                    .map_err(|error| Error::corrupted(format!("the model's chat template is not UTF-8: {error}")))?;
+                Some(ChatTemplate::new(source)?)
+            }
+        };
+        Ok(Self { tokenizer, chat, transformer, tables })
+    }
+
+    /// The tables it runs on.
+    pub fn tables(&self) -> &Arc<ModelTables> {
+        &self.tables
+    }
+
+    /// The row of `model_metadata`.
+    pub fn metadata(&self) -> &ModelMetadata {
+        &self.tables.metadata
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &ModelConfig {
+        self.transformer.config()
+    }
+
+    /// The tokenizer.
+    pub fn tokenizer(&self) -> &TextTokenizer {
+        &self.tokenizer
+    }
+
+    /// The network.
+    pub fn transformer(&self) -> &Transformer {
+        &self.transformer
+    }
+
+    /// Whether a conversation can be rendered.
+    pub fn has_chat_template(&self) -> bool {
+        self.chat.is_some()
+    }
+
+    /// Refuses a task that the model cannot do.
+    ///
+    /// # Errors
+    /// `InvalidInput`, saying what the model can do.
+    pub fn check_task(&self, task: Task) -> Result<()> {
+        check_task(self.metadata(), task)
+    }
+
+    /// The text of a conversation, ending where the answer begins; without a template the messages as paragraphs.
+    ///
+    /// # Errors
+    /// `InvalidInput` where the template refuses the conversation.
+    pub fn render(&self, messages: &[ChatMessage]) -> Result<String> {
+        match &self.chat {
+            Some(chat) => {
+                let config = self.config();
+                let bos = config.bos_token_id.map(|id| self.tokenizer.token_text(id)).unwrap_or_default();
+                let eos = config.eos_token_ids.first().map(|&id| self.tokenizer.token_text(id)).unwrap_or_default();
+                chat.render(messages, &bos, &eos)
+            }
+            None => Ok(messages.iter().map(|message| message.content.as_str()).collect::<Vec<_>>().join("\n\n")),
+        }
+    }
+
+    /// The tokens of a prompt, with the token that starts a text where the model wants one.
+    ///
+    /// # Errors
+    /// As [`TextTokenizer::encode`].
+    pub fn encode_prompt(&self, text: &str) -> Result<Vec<u32>> {
+        let mut tokens = self.tokenizer.encode(text, false)?;
+        if let (true, Some(bos)) = (self.config().add_bos_token, self.config().bos_token_id)
+            && tokens.first() != Some(&bos)
+        {
+            tokens.insert(0, bos);
+        }
+        Ok(tokens)
+    }
+
+    /// The tokens of a text to embed, cut to the longest that the model takes; its special tokens stay.
+    ///
+    /// # Errors
+    /// As [`TextTokenizer::encode`].
+    pub fn encode_input(&self, text: &str) -> Result<Vec<u32>> {
+        let config = self.config();
+        let longest = config.max_input_tokens.unwrap_or(usize::MAX).min(self.transformer.max_positions());
+        let mut tokens = self.tokenizer.encode(text, true)?;
+        if tokens.len() > longest {
+            // The last special token ends the text also where it is cut.
+            let end = if self.tokenizer.special_tokens() > 1 { tokens.last().copied() } else { None };
+            tokens.truncate(longest);
+            if let (Some(end), Some(last)) = (end, tokens.last_mut()) {
+                *last = end;
+            }
+        }
+        if tokens.is_empty() {
+            tokens.push(config.bos_token_id.unwrap_or(0));
+        }
+        Ok(tokens)
+    }
+
+    /// Embeds texts of [`Model::encode_input`] in one pass; a vector of `[hidden]` each.
+    ///
+    /// # Errors
+    /// As [`Transformer::forward`].
+    pub fn embed(
+        &self, kernels: &Kernels, inputs: &[&[u32]], normalize: bool, work: &mut Workspace,
+    ) -> Result<Vec<Vec<f32>>> {
+        let mut batch: Vec<Chunk<'_>> =
+            inputs.iter().map(|tokens| Chunk { tokens, cache: None, logits: false }).collect();
+        self.transformer.forward(kernels, &mut batch, work)?;
+        let hidden = self.config().hidden_size;
+        let mut states = work.hidden();
+        let mut vectors = Vec::with_capacity(inputs.len());
+        for tokens in inputs {
+            let (own, rest) = states.split_at(tokens.len() * hidden);
+            states = rest;
+            let mut vector = match self.config().pooling {
+                Some(Pooling::Cls) => own[..hidden].to_vec(),
+                Some(Pooling::Mean) | None => mean(own, hidden),
+            };
+            if normalize {
+                to_length_one(&mut vector);
+            }
+            vectors.push(vector);
+        }
+        Ok(vectors)
+    }
+}
+
+/// The mean of the rows of `states`, `[n, hidden]`.
+fn mean(states: &[f32], hidden: usize) -> Vec<f32> {
+    let mut sum = vec![0.0; hidden];
+    for row in states.chunks_exact(hidden) {
+        for (sum, value) in sum.iter_mut().zip(row) {
+            *sum += value;
+        }
+    }
+    let n = (states.len() / hidden) as f32;
+    sum.iter_mut().for_each(|sum| *sum /= n);
+    sum
+}
+
+fn to_length_one(vector: &mut [f32]) {
+    let length = vector.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt() as f32;
+    if length > 0.0 {
+        vector.iter_mut().for_each(|value| *value /= length);
+    }
+}
+
+/// Whether the metadata lists `task`.
+pub fn can(metadata: &ModelMetadata, task: Task) -> bool {
+    let tasks = metadata.architecture_config.get("tasks").and_then(|tasks| tasks.as_array());
+    tasks.is_some_and(|tasks| tasks.iter().any(|name| name.as_str() == Some(task.name())))
+}
+
+/// Refuses a task that the metadata does not list.
+///
+/// # Errors
+/// `InvalidInput`, naming the model.
+pub fn check_task(metadata: &ModelMetadata, task: Task) -> Result<()> {
+    if can(metadata, task) {
+        return Ok(());
+    }
+    Err(Error::invalid(format!(
+        "model '{}' is a {} and cannot {task}; name a model that can",
+        metadata.model_id, metadata.model_type
+    )))
+}
