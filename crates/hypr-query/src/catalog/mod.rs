@@ -1,0 +1,160 @@
+//! The catalog `hyprstream`: the store's tables and the built-in model tables, read live on every statement.
+//!
+//! Invariant: holds no state of its own, so a table made by one session is there for all others at once.
+
+mod stored_table;
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use datafusion::catalog::{CatalogProvider, CatalogProviderList, SchemaProvider, TableProvider};
+use datafusion::common::Result as DfResult;
+use hypr_common::model::ModelSource;
+use hypr_common::{Error, Result};
+use hypr_storage::{Database, Table};
+
+use crate::models::ModelTable;
+use crate::{CATALOG, DEFAULT_SCHEMA, TableInfo, TableRef, error};
+
+pub(crate) use stored_table::StoredTable;
+
+/// The catalog of one database.
+#[derive(Clone)]
+pub(crate) struct Catalog {
+    database: Database,
+}
+
+impl fmt::Debug for Catalog {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Catalog").finish_non_exhaustive()
+    }
+}
+
+impl Catalog {
+    pub(crate) fn new(database: Database) -> Self {
+        Self { database }
+    }
+
+    /// The built-in table of that name.
+    pub(crate) fn model_table(&self, schema: &str, name: &str) -> Option<ModelTable> {
+        let source: Arc<dyn ModelSource> = self.database.models();
+        if schema == DEFAULT_SCHEMA { ModelTable::find(name, source) } else { None }
+    }
+
+    /// The stored table, or an error that suggests a name.
+    pub(crate) fn stored(&self, table: &TableRef) -> Result<Arc<Table>> {
+        let (schema, name) = (table.schema_name(), table.name.as_str());
+        if let Some(found) = self.database.table(schema, name) {
+            return Ok(found);
+        }
+        if self.model_table(schema, name).is_some() {
+            return Err(Error::unsupported(format!(
+                "\"{name}\" is a built-in table, filled by importing models; SQL cannot change it yet"
+            )));
+        }
+        Err(self.no_such_table(table))
+    }
+
+    pub(crate) fn no_such_table(&self, table: &TableRef) -> Error {
+        let names: Vec<String> = self
+            .tables()
+            .into_iter()
+            .filter(|info| info.schema_name == table.schema_name())
+            .map(|info| info.name)
+            .collect();
+        let hint = match error::suggest(&table.name, names.iter().map(String::as_str)) {
+            Some(close) => format!("; did you mean \"{close}\"?"),
+            None => String::new(),
+        };
+        Error::not_found(format!("table \"{table}\" does not exist{hint}"))
+    }
+
+    /// Every table, by schema and name.
+    pub(crate) fn tables(&self) -> Vec<TableInfo> {
+        let mut infos: Vec<TableInfo> = self.database.tables().iter().map(|table| stored_info(table)).collect();
+        infos.extend(ModelTable::NAMES.iter().filter_map(|name| {
+            let table = self.model_table(DEFAULT_SCHEMA, name)?;
+            Some(TableInfo {
+                schema_name: DEFAULT_SCHEMA.to_owned(),
+                name: (*name).to_owned(),
+                table_type: "SYSTEM TABLE",
+                columns: table.schema(),
+                primary_key: table.primary_key(),
+            })
+        }));
+        infos.sort_by(|a, b| (&a.schema_name, &a.name).cmp(&(&b.schema_name, &b.name)));
+        infos
+    }
+
+    /// The names of all schemas; the default one is always there.
+    pub(crate) fn schemas(&self) -> Vec<String> {
+        let mut names: BTreeSet<String> =
+            self.database.tables().iter().map(|table| table.definition().schema_name.clone()).collect();
+        names.insert(DEFAULT_SCHEMA.to_owned());
+        names.into_iter().collect()
+    }
+}
+
+fn stored_info(table: &Table) -> TableInfo {
+    let definition = table.definition();
+    TableInfo {
+        schema_name: definition.schema_name.clone(),
+        name: definition.name.clone(),
+        table_type: "TABLE",
+        columns: table.schema(),
+        primary_key: definition.primary_key.clone(),
+    }
+}
+
+impl CatalogProviderList for Catalog {
+    fn register_catalog(&self, _: String, _: Arc<dyn CatalogProvider>) -> Option<Arc<dyn CatalogProvider>> {
+        None
+    }
+
+    fn catalog_names(&self) -> Vec<String> {
+        vec![CATALOG.to_owned()]
+    }
+
+    fn catalog(&self, name: &str) -> Option<Arc<dyn CatalogProvider>> {
+        (name == CATALOG).then(|| Arc::new(self.clone()) as _)
+    }
+}
+
+impl CatalogProvider for Catalog {
+    fn schema_names(&self) -> Vec<String> {
+        self.schemas()
+    }
+
+    fn schema(&self, name: &str) -> Option<Arc<dyn SchemaProvider>> {
+        let known = self.schemas().iter().any(|schema| schema == name);
+        known.then(|| Arc::new(Schema { catalog: self.clone(), name: name.to_owned() }) as _)
+    }
+}
+
+/// One schema of the catalog.
+#[derive(Debug)]
+struct Schema {
+    catalog: Catalog,
+    name: String,
+}
+
+#[async_trait]
+impl SchemaProvider for Schema {
+    fn table_names(&self) -> Vec<String> {
+        let tables = self.catalog.tables().into_iter();
+        tables.filter(|info| info.schema_name == self.name).map(|info| info.name).collect()
+    }
+
+    async fn table(&self, name: &str) -> DfResult<Option<Arc<dyn TableProvider>>> {
+        if let Some(table) = self.catalog.model_table(&self.name, name) {
+            return Ok(Some(Arc::new(table)));
+        }
+        Ok(self.catalog.database.table(&self.name, name).map(|table| Arc::new(StoredTable::new(table)) as _))
+    }
+
+    fn table_exist(&self, name: &str) -> bool {
+        self.catalog.model_table(&self.name, name).is_some() || self.catalog.database.table(&self.name, name).is_some()
+    }
+}

@@ -1,0 +1,82 @@
+//! Runs `CREATE TABLE` and `DROP TABLE`.
+
+use std::sync::Arc;
+
+use arrow_schema::Schema;
+use datafusion::sql::parser::Statement;
+use datafusion::sql::sqlparser::ast::Statement as Sql;
+use hypr_common::{Error, Result};
+use hypr_storage::TableDefinition;
+
+use crate::dialect::ddl::{CreateTable, apply_primary_key};
+use crate::{Outcome, Session, TableRef, convert, ingest};
+
+/// Schemas that hold no tables of users.
+const RESERVED_SCHEMAS: [&str; 2] = ["information_schema", "pg_catalog"];
+
+/// Creates a table, empty or from a query.
+pub(crate) async fn create_table(session: &Session, create: &CreateTable) -> Result<Outcome> {
+    let table = &create.table;
+    if let Some(built_in) = session.catalog().model_table(table.schema_name(), &table.name) {
+        return built_in.check_declaration(create).map(|()| Outcome::Affected(0));
+    }
+    let Some(query) = &create.query else {
+        let definition = definition(create, create.columns.clone())?;
+        session.engine().database().create_table(definition, create.if_not_exists).await?;
+        return Ok(Outcome::Affected(0));
+    };
+    let state = session.statement_state();
+    let statement = Statement::Statement(Box::new(Sql::Query(query.clone())));
+    let plan = session.planner(&state).plan(statement, None, &[]).await?;
+    let schema = crate::shape::result_schema(&state, &plan)?;
+    let mut columns = ingest::table_columns(&schema)?;
+    apply_primary_key(&mut columns, &create.primary_key)?;
+    let definition = definition(create, columns)?;
+    let database = session.engine().database();
+    let batches = session.collect(&state, &plan).await?;
+    if !database.create_table(definition, create.if_not_exists).await? {
+        return Ok(Outcome::Affected(0));
+    }
+    let stored = session.catalog().stored(table)?;
+    let schema = stored.schema();
+    let batches = batches.iter().map(|batch| convert::batch(batch, &schema)).collect::<Result<Vec<_>>>();
+    let inserted = match batches {
+        Ok(batches) => stored.insert(batches).await,
+        Err(error) => Err(error),
+    };
+    match inserted {
+        Ok(rows) => Ok(Outcome::Affected(rows)),
+        Err(error) => {
+            database.drop_table(table.schema_name(), &table.name, true).await?;
+            Err(error)
+        }
+    }
+}
+
+fn definition(create: &CreateTable, columns: Vec<arrow_schema::Field>) -> Result<TableDefinition> {
+    let schema_name = create.table.schema_name().to_owned();
+    if RESERVED_SCHEMAS.contains(&schema_name.as_str()) {
+        return Err(Error::invalid(format!("schema \"{schema_name}\" is reserved; use another")));
+    }
+    Ok(TableDefinition {
+        schema_name,
+        name: create.table.name.clone(),
+        columns: Arc::new(Schema::new(columns)),
+        primary_key: create.primary_key.clone(),
+        options: create.options.clone(),
+    })
+}
+
+/// Drops tables, in order.
+pub(crate) async fn drop_tables(session: &Session, tables: &[TableRef], if_exists: bool) -> Result<Outcome> {
+    for table in tables {
+        match session.catalog().stored(table) {
+            Ok(_) => {
+                session.engine().database().drop_table(table.schema_name(), &table.name, if_exists).await?;
+            }
+            Err(error) if if_exists && error.kind() == hypr_common::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(Outcome::Affected(0))
+}

@@ -1,0 +1,83 @@
+//! The one place where our SQL differs from DataFusion's: text becomes a statement that DataFusion plans.
+//!
+//! 1. The token pass ([`TOKEN_PASSES`]) rewrites what no grammar of sqlparser takes; tokens keep the
+//!    positions of the text, so errors point into what the user wrote.
+//! 2. sqlparser parses the tokens with [`sql_dialect`].
+//! 3. [`guards`] refuses what DataFusion would run and a database server must not (files, settings).
+//! 4. [`types`], [`ddl`] and [`operators`] are hooks that planning calls.
+//!
+//! Invariant: a rewrite is a file of its own with an `.slt` file of its own.
+
+pub(crate) mod ddl;
+pub(crate) mod guards;
+pub(crate) mod operators;
+mod placeholders;
+pub(crate) mod split;
+mod sql_dialect;
+pub(crate) mod types;
+
+use datafusion::sql::parser::{DFParserBuilder, Statement};
+use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan, Tokenizer};
+use hypr_common::{Error, Result};
+
+use crate::error;
+use sql_dialect::HyprDialect;
+
+/// Statements nested deeper than this are refused; the parser recurses.
+const RECURSION_LIMIT: usize = 128;
+/// The longest statement accepted, in bytes.
+pub(crate) const MAX_STATEMENT_BYTES: usize = 16 << 20;
+
+/// A rewrite of the token stream.
+type TokenPass = fn(Vec<TokenWithSpan>) -> Result<Vec<TokenWithSpan>>;
+
+/// In the order they run.
+const TOKEN_PASSES: &[TokenPass] = &[placeholders::number_placeholders];
+
+/// Parses one statement.
+///
+/// # Errors
+/// `InvalidInput` with line and column for text that is no statement, or more than one.
+pub(crate) fn parse(sql: &str) -> Result<Statement> {
+    if sql.len() > MAX_STATEMENT_BYTES {
+        return Err(Error::invalid(format!(
+            "the statement has {} bytes, more than the limit of {MAX_STATEMENT_BYTES}; bind large values as parameters",
+            sql.len()
+        )));
+    }
+    let dialect = HyprDialect::default();
+    let mut tokens = tokenize(&dialect, sql)?;
+    for pass in TOKEN_PASSES {
+        tokens = pass(tokens)?;
+    }
+    let mut parser = DFParserBuilder::new(tokens)
+        .with_dialect(&dialect)
+        .with_recursion_limit(RECURSION_LIMIT)
+        .build()
+        .map_err(error::from_datafusion)?;
+    let mut statements = parser.parse_statements().map_err(error::from_datafusion)?;
+    match (statements.pop_front(), statements.len()) {
+        (Some(statement), 0) => {
+            guards::check(&statement)?;
+            Ok(statement)
+        }
+        (None, _) => Err(Error::invalid("the statement is empty")),
+        (Some(_), more) => {
+            Err(Error::invalid(format!("the text has {} statements; send one statement at a time", more + 1)))
+        }
+    }
+}
+
+fn tokenize(dialect: &HyprDialect, sql: &str) -> Result<Vec<TokenWithSpan>> {
+    Tokenizer::new(dialect, sql)
+        .tokenize_with_location()
+        .map_err(|error| error::syntax(&error.message, error.location.line, error.location.column))
+}
+
+/// True for blanks and comments.
+pub(crate) fn is_blank(token: &Token) -> bool {
+    matches!(token, Token::Whitespace(_))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,163 @@
+//! The engine: one per open database, shared by all sessions.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use datafusion::execution::memory_pool::{FairSpillPool, TrackConsumersPool};
+use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
+use datafusion::execution::session_state::SessionStateBuilder;
+use datafusion::execution::{FunctionRegistry, SessionState};
+use datafusion::prelude::SessionConfig;
+use hypr_common::Result;
+use hypr_common::principal::Principal;
+use hypr_inference::api::Inference;
+use hypr_storage::Database;
+
+use crate::catalog::Catalog;
+use crate::dialect::operators::JsonOperators;
+use crate::dialect::types::HyprTypePlanner;
+use crate::{CATALOG, DEFAULT_SCHEMA, Session, TableInfo, error, functions};
+
+/// How many of the largest memory consumers an out-of-memory error names.
+const NAMED_CONSUMERS: usize = 3;
+
+/// Bounds of query execution.
+#[derive(Clone, Debug)]
+pub struct QueryOptions {
+    /// The most bytes that all running statements together hold for sorting, joining and grouping before
+    /// they spill to disk.
+    pub memory_limit_bytes: usize,
+    /// Where they spill; the system's temporary directory if none.
+    pub temp_dir: Option<PathBuf>,
+    /// The most bytes of spilled data.
+    pub temp_limit_bytes: u64,
+    /// Threads a statement may keep busy.
+    pub target_partitions: usize,
+    /// Rows in a batch.
+    pub batch_rows: usize,
+}
+
+impl Default for QueryOptions {
+    fn default() -> Self {
+        Self {
+            memory_limit_bytes: 1 << 30,
+            temp_dir: None,
+            temp_limit_bytes: 64 << 30,
+            target_partitions: std::thread::available_parallelism().map_or(1, usize::from),
+            batch_rows: 8192,
+        }
+    }
+}
+
+/// Plans and runs SQL over one database.
+pub struct QueryEngine {
+    database: Database,
+    inference: Arc<dyn Inference>,
+    catalog: Catalog,
+    state: SessionState,
+}
+
+impl fmt::Debug for QueryEngine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("QueryEngine").field("inference", &self.inference).finish_non_exhaustive()
+    }
+}
+
+impl QueryEngine {
+    /// An engine over `database` that generates and embeds with `inference`.
+    ///
+    /// # Errors
+    /// When the temporary directory cannot be used.
+    pub fn new(database: Database, inference: Arc<dyn Inference>, options: QueryOptions) -> Result<Arc<Self>> {
+        let catalog = Catalog::new(database.clone());
+        let state = session_state(&catalog, &inference, &options)?;
+        Ok(Arc::new(Self { database, inference, catalog, state }))
+    }
+
+    /// A session that acts as `principal`.
+    pub fn session(self: &Arc<Self>, principal: Principal) -> Session {
+        Session::new(Arc::clone(self), principal, self.state.clone())
+    }
+
+    /// The database.
+    pub fn database(&self) -> &Database {
+        &self.database
+    }
+
+    /// What generates and embeds.
+    pub fn inference(&self) -> &Arc<dyn Inference> {
+        &self.inference
+    }
+
+    /// Every table, stored and built in, by schema and name, as of now.
+    pub fn tables(&self) -> Vec<TableInfo> {
+        self.catalog.tables()
+    }
+
+    /// The names of all schemas, as of now.
+    pub fn schemas(&self) -> Vec<String> {
+        self.catalog.schemas()
+    }
+
+    /// The names of all functions, sorted.
+    pub fn function_names(&self) -> Vec<String> {
+        let state = &self.state;
+        let mut names: Vec<String> = state.scalar_functions().keys().cloned().collect();
+        names.extend(state.aggregate_functions().keys().cloned());
+        names.extend(state.window_functions().keys().cloned());
+        names.sort();
+        names.dedup();
+        names
+    }
+
+    pub(crate) fn catalog(&self) -> &Catalog {
+        &self.catalog
+    }
+}
+
+fn session_state(catalog: &Catalog, _inference: &Arc<dyn Inference>, options: &QueryOptions) -> Result<SessionState> {
+    let builder = SessionStateBuilder::new()
+        .with_config(config(options))
+        .with_runtime_env(runtime(options)?)
+        .with_default_features()
+        .with_catalog_list(Arc::new(catalog.clone()))
+        .with_type_planner(Arc::new(HyprTypePlanner));
+    let mut state = builder.build();
+    datafusion_functions_json::register_all(&mut state).map_err(error::from_datafusion)?;
+    let mut state = SessionStateBuilder::new_from_existing(state);
+    // Before the planner of the JSON crate, whose `->` gives a union that clients cannot read.
+    state.expr_planners().get_or_insert_default().insert(0, Arc::new(JsonOperators));
+    let mut state = state.build();
+    for function in functions::all() {
+        state.register_udf(function).map_err(error::from_datafusion)?;
+    }
+    Ok(state)
+}
+
+fn config(options: &QueryOptions) -> SessionConfig {
+    let mut config = SessionConfig::new()
+        .with_target_partitions(options.target_partitions.max(1))
+        .with_batch_size(options.batch_rows.max(1))
+        .with_information_schema(true)
+        .with_default_catalog_and_schema(CATALOG, DEFAULT_SCHEMA)
+        .with_create_default_catalog_and_schema(false);
+    let settings = config.options_mut();
+    settings.sql_parser.map_string_types_to_utf8view = false;
+    settings.sql_parser.collect_spans = true;
+    settings.explain.show_statistics = false;
+    config
+}
+
+fn runtime(options: &QueryOptions) -> Result<Arc<RuntimeEnv>> {
+    let pool = TrackConsumersPool::new(
+        FairSpillPool::new(options.memory_limit_bytes),
+        std::num::NonZeroUsize::new(NAMED_CONSUMERS).unwrap_or(std::num::NonZeroUsize::MIN),
+    );
+    let mut builder =
+        RuntimeEnvBuilder::new().with_memory_pool(Arc::new(pool)).with_max_temp_directory_size(options.temp_limit_bytes);
+    if let Some(dir) = &options.temp_dir {
+        builder = builder.with_temp_file_path(dir);
+    }
+    builder.build_arc().map_err(error::from_datafusion)
+}

@@ -1,0 +1,171 @@
+//! `model_metadata` and `model_weights`: models as tables.
+//!
+//! `model_weights` has a row a piece of a tensor (see `hypr_common::model`). A scan decides on the small
+//! columns which pieces are wanted, then hands out one batch a piece whose `weight_data` is the mapped
+//! buffer itself: nothing is copied, and a query that does not read `weight_data` does not touch its pages.
+
+mod weights_scan;
+
+use std::sync::Arc;
+
+use arrow_array::{ArrayRef, Int32Array, Int64Array, RecordBatch, StringArray};
+use arrow_schema::{DataType, Field, Schema, SchemaRef};
+use async_trait::async_trait;
+use datafusion::catalog::{Session, TableProvider};
+use datafusion::common::Result as DfResult;
+use datafusion::datasource::memory::MemorySourceConfig;
+use datafusion::logical_expr::{Expr, TableProviderFilterPushDown, TableType};
+use datafusion::physical_plan::ExecutionPlan;
+use hypr_common::model::{ModelMetadata, ModelSource, layer_schema};
+use hypr_common::{Error, Result, types};
+
+use crate::dialect::ddl::CreateTable;
+use crate::error;
+
+/// One of the two built-in tables.
+#[derive(Clone, Debug)]
+pub(crate) struct ModelTable {
+    kind: Kind,
+    source: Arc<dyn ModelSource>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Metadata,
+    Weights,
+}
+
+impl ModelTable {
+    /// Their names.
+    pub(crate) const NAMES: [&'static str; 2] = ["model_metadata", "model_weights"];
+
+    /// The built-in table called `name`.
+    pub(crate) fn find(name: &str, source: Arc<dyn ModelSource>) -> Option<Self> {
+        let kind = match name {
+            "model_metadata" => Kind::Metadata,
+            "model_weights" => Kind::Weights,
+            _ => return None,
+        };
+        Some(Self { kind, source })
+    }
+
+    /// The key columns.
+    pub(crate) fn primary_key(&self) -> Vec<String> {
+        let names: &[&str] = match self.kind {
+            Kind::Metadata => &["model_id"],
+            Kind::Weights => &["model_id", "layer_id", "parameter_type", "parameter_name", "weight_shard_id"],
+        };
+        names.iter().map(|name| (*name).to_owned()).collect()
+    }
+
+    /// Accepts the documents' `CREATE TABLE` of a built-in table, which has nothing to do.
+    ///
+    /// # Errors
+    /// `InvalidInput` when it declares a column that the table does not have.
+    pub(crate) fn check_declaration(&self, create: &CreateTable) -> Result<()> {
+        let name = &create.table.name;
+        if create.query.is_some() {
+            return Err(Error::invalid(format!("\"{name}\" is a built-in table; create yours under another name")));
+        }
+        let schema = self.schema();
+        for declared in &create.columns {
+            let fits = schema.field_with_name(declared.name()).is_ok_and(|field| {
+                // The documents declare the weights as VECTOR(DYNAMIC); blocks of any encoding are bytes.
+                field.data_type() == declared.data_type()
+                    || field.name() == "weight_data" && types::is_vector(declared)
+            });
+            if !fits {
+                return Err(Error::invalid(format!(
+                    "\"{name}\" is a built-in table and has no column \"{}\" of type {}; create yours under another name",
+                    declared.name(),
+                    types::sql_type_name(declared)
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl TableProvider for ModelTable {
+    fn schema(&self) -> SchemaRef {
+        match self.kind {
+            Kind::Metadata => metadata_schema(),
+            Kind::Weights => weights_schema(),
+        }
+    }
+
+    fn table_type(&self) -> TableType {
+        TableType::Base
+    }
+
+    async fn scan(
+        &self,
+        state: &dyn Session,
+        projection: Option<&Vec<usize>>,
+        filters: &[Expr],
+        limit: Option<usize>,
+    ) -> DfResult<Arc<dyn ExecutionPlan>> {
+        match self.kind {
+            Kind::Metadata => {
+                let models = self.source.models().map_err(error::to_datafusion)?;
+                let batch = metadata_batch(&models).map_err(error::to_datafusion)?;
+                let scan = MemorySourceConfig::try_new_exec(&[vec![batch]], metadata_schema(), projection.cloned())?;
+                Ok(scan)
+            }
+            Kind::Weights => weights_scan::plan(state, &self.source, projection, filters, limit),
+        }
+    }
+
+    fn supports_filters_pushdown(&self, filters: &[&Expr]) -> DfResult<Vec<TableProviderFilterPushDown>> {
+        Ok(filters
+            .iter()
+            .map(|filter| {
+                if self.kind == Kind::Weights && weights_scan::is_on_small_columns(filter) {
+                    TableProviderFilterPushDown::Exact
+                } else {
+                    TableProviderFilterPushDown::Unsupported
+                }
+            })
+            .collect())
+    }
+}
+
+/// Columns of `model_metadata`.
+fn metadata_schema() -> SchemaRef {
+    Arc::new(Schema::new(vec![
+        Field::new("model_id", DataType::Utf8, false),
+        Field::new("model_type", DataType::Utf8, false),
+        Field::new("total_parameters", DataType::Int64, false),
+        types::json_field("architecture_config", false),
+        Field::new("vocab_size", DataType::Int32, false),
+        Field::new("hidden_size", DataType::Int32, false),
+        Field::new("num_attention_heads", DataType::Int32, false),
+        Field::new("num_hidden_layers", DataType::Int32, false),
+    ]))
+}
+
+/// Columns of `model_weights`: the layer files' columns after `model_id`.
+fn weights_schema() -> SchemaRef {
+    let mut fields = vec![Arc::new(Field::new("model_id", DataType::Utf8, false))];
+    fields.extend(layer_schema().fields().iter().cloned());
+    Arc::new(Schema::new(fields))
+}
+
+fn metadata_batch(models: &[ModelMetadata]) -> Result<RecordBatch> {
+    let text = |of: fn(&ModelMetadata) -> String| -> ArrayRef {
+        Arc::new(models.iter().map(|model| Some(of(model))).collect::<StringArray>())
+    };
+    let int = |of: fn(&ModelMetadata) -> i32| -> ArrayRef { Arc::new(models.iter().map(of).collect::<Int32Array>()) };
+    let columns = vec![
+        text(|model| model.model_id.clone()),
+        text(|model| model.model_type.clone()),
+        Arc::new(models.iter().map(|model| model.total_parameters).collect::<Int64Array>()),
+        text(|model| model.architecture_config.to_string()),
+        int(|model| model.vocab_size),
+        int(|model| model.hidden_size),
+        int(|model| model.num_attention_heads),
+        int(|model| model.num_hidden_layers),
+    ];
+    Ok(RecordBatch::try_new(metadata_schema(), columns)?)
+}

@@ -1,0 +1,236 @@
+//! A parsed statement as a logical plan, resolved against the catalog as it is now.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use arrow_schema::{DataType, FieldRef, SchemaRef};
+use datafusion::common::config::ConfigOptions;
+use datafusion::common::{DFSchema, Result as DfResult, TableReference, plan_datafusion_err};
+use datafusion::datasource::cte_worktable::CteWorkTable;
+use datafusion::datasource::provider_as_source;
+use datafusion::execution::SessionState;
+use datafusion::logical_expr::planner::{ContextProvider, ExprPlanner, RelationPlanner, TypePlanner};
+use datafusion::logical_expr::simplify::SimplifyContext;
+use datafusion::logical_expr::{
+    AggregateUDF, Expr, HigherOrderUDF, LogicalPlan, ScalarUDF, Statement as PlannedStatement, TableSource, WindowUDF,
+};
+use datafusion::optimizer::simplify_expressions::ExprSimplifier;
+use datafusion::sql::parser::Statement;
+use datafusion::sql::planner::{ParserOptions, SqlToRel};
+use datafusion::sql::sqlparser::ast::{DataType as SqlType, Ident, ObjectName, Statement as Sql};
+use hypr_common::{Error, Result};
+
+use crate::catalog::{Catalog, StoredTable};
+use crate::dialect::types::HyprTypePlanner;
+use crate::{CATALOG, DEFAULT_SCHEMA, TableRef, error};
+
+/// Plans statements for one session.
+pub(crate) struct Planner<'a> {
+    pub state: &'a SessionState,
+    pub catalog: &'a Catalog,
+}
+
+impl Planner<'_> {
+    /// Plans `statement`. `row_ids_of` is the table that `UPDATE` and `DELETE` change: it gets its row ids as
+    /// a column. `parameters` are the types of `$1`, `$2`, .. where they are known.
+    pub(crate) async fn plan(
+        &self,
+        statement: Statement,
+        row_ids_of: Option<&TableRef>,
+        parameters: &[FieldRef],
+    ) -> Result<LogicalPlan> {
+        let statement = with_parameter_types(statement, parameters.len());
+        let context = self.resolve(&statement, row_ids_of, parameters).await?;
+        let plan = SqlToRel::new_with_options(&context, parser_options())
+            .statement_to_plan(statement)
+            .map_err(error::from_datafusion)?;
+        match plan {
+            LogicalPlan::Statement(PlannedStatement::Prepare(prepare)) => Ok(Arc::unwrap_or_clone(prepare.input)),
+            LogicalPlan::Ddl(_) | LogicalPlan::Copy(_) => Err(Error::unsupported("this statement is not available")),
+            plan => Ok(plan),
+        }
+    }
+
+    /// Looks up every table that `statement` names.
+    async fn resolve(
+        &self,
+        statement: &Statement,
+        row_ids_of: Option<&TableRef>,
+        parameters: &[FieldRef],
+    ) -> Result<Context<'_>> {
+        let references = self.state.resolve_table_references(statement).map_err(error::from_datafusion)?;
+        let mut tables = HashMap::with_capacity(references.len());
+        for reference in references {
+            let table = table_ref(&reference);
+            if tables.contains_key(&table) {
+                continue;
+            }
+            let source = if row_ids_of == Some(&table) {
+                Some(provider_as_source(Arc::new(StoredTable::with_row_id(self.catalog.stored(&table)?))))
+            } else {
+                self.source(&reference).await?
+            };
+            if let Some(source) = source {
+                tables.insert(table, source);
+            }
+        }
+        Ok(Context { state: self.state, catalog: self.catalog, tables, types: Arc::new(Types(parameters.to_vec())) })
+    }
+
+    async fn source(&self, reference: &TableReference) -> Result<Option<Arc<dyn TableSource>>> {
+        let Ok(schema) = self.state.schema_for_ref(reference.clone()) else {
+            return Ok(None);
+        };
+        let table = schema.table(reference.table()).await.map_err(error::from_datafusion)?;
+        Ok(table.map(provider_as_source))
+    }
+}
+
+fn parser_options() -> ParserOptions {
+    ParserOptions {
+        support_varchar_with_length: true,
+        map_string_types_to_utf8view: false,
+        collect_spans: true,
+        ..ParserOptions::default()
+    }
+}
+
+/// A resolved name: the default schema is spelled out, the catalog is left out.
+pub(crate) fn table_ref(reference: &TableReference) -> TableRef {
+    let schema = reference.schema().unwrap_or(DEFAULT_SCHEMA).to_owned();
+    TableRef { schema: Some(schema), name: reference.table().to_owned() }
+}
+
+/// `$1` has no type for DataFusion until it stands beside something that has one. `PREPARE` is where its
+/// planner takes types from, so the statement is wrapped in one, whose types [`Types`] resolves.
+fn with_parameter_types(statement: Statement, parameters: usize) -> Statement {
+    let Statement::Statement(sql) = statement else {
+        return statement;
+    };
+    if parameters == 0 || !matches!(*sql, Sql::Query(_)) {
+        return Statement::Statement(sql);
+    }
+    let data_types = (0..parameters).map(parameter_type_name).collect();
+    Statement::Statement(Box::new(Sql::Prepare { name: Ident::new("statement"), data_types, statement: sql }))
+}
+
+const PARAMETER_TYPE: &str = "hyprstream parameter";
+
+fn parameter_type_name(index: usize) -> SqlType {
+    let name = ObjectName::from(vec![Ident::with_quote('"', PARAMETER_TYPE)]);
+    SqlType::Custom(name, vec![index.to_string()])
+}
+
+/// Resolves the types of parameters beside those of the dialect.
+#[derive(Debug)]
+struct Types(Vec<FieldRef>);
+
+impl TypePlanner for Types {
+    fn plan_type_field(&self, sql_type: &SqlType) -> DfResult<Option<FieldRef>> {
+        if let SqlType::Custom(name, modifiers) = sql_type
+            && let [part] = name.0.as_slice()
+            && part.as_ident().is_some_and(|ident| ident.value == PARAMETER_TYPE)
+        {
+            let index = modifiers.first().and_then(|index| index.parse::<usize>().ok());
+            return Ok(index.and_then(|index| self.0.get(index)).cloned());
+        }
+        HyprTypePlanner.plan_type_field(sql_type)
+    }
+}
+
+/// What DataFusion's planner asks while it plans one statement.
+struct Context<'a> {
+    state: &'a SessionState,
+    catalog: &'a Catalog,
+    tables: HashMap<TableRef, Arc<dyn TableSource>>,
+    types: Arc<Types>,
+}
+
+impl ContextProvider for Context<'_> {
+    fn get_table_source(&self, name: TableReference) -> DfResult<Arc<dyn TableSource>> {
+        if let Some(catalog) = name.catalog()
+            && catalog != CATALOG
+        {
+            let message = format!("catalog \"{catalog}\" does not exist; it is \"{CATALOG}\"");
+            return Err(error::to_datafusion(Error::not_found(message)));
+        }
+        let table = table_ref(&name);
+        self.tables.get(&table).cloned().ok_or_else(|| error::to_datafusion(self.catalog.no_such_table(&table)))
+    }
+
+    fn get_table_function_source(&self, name: &str, args: Vec<Expr>) -> DfResult<Arc<dyn TableSource>> {
+        let function = self
+            .state
+            .table_functions()
+            .get(name)
+            .ok_or_else(|| plan_datafusion_err!("table function \"{name}\" does not exist"))?;
+        let context = SimplifyContext::builder()
+            .with_config_options(Arc::clone(self.state.config_options()))
+            .with_query_execution_start_time(self.state.execution_props().query_execution_start_time)
+            .build();
+        let simplifier = ExprSimplifier::new(context);
+        let schema = DFSchema::empty();
+        let args = args
+            .into_iter()
+            .map(|arg| simplifier.coerce(arg, &schema).and_then(|arg| simplifier.simplify(arg)))
+            .collect::<DfResult<Vec<_>>>()?;
+        let args = datafusion::catalog::TableFunctionArgs::new(&args, self.state);
+        Ok(provider_as_source(function.create_table_provider_with_args(args)?))
+    }
+
+    fn create_cte_work_table(&self, name: &str, schema: SchemaRef) -> DfResult<Arc<dyn TableSource>> {
+        Ok(provider_as_source(Arc::new(CteWorkTable::new(name, schema))))
+    }
+
+    fn get_expr_planners(&self) -> &[Arc<dyn ExprPlanner>] {
+        self.state.expr_planners()
+    }
+
+    fn get_relation_planners(&self) -> &[Arc<dyn RelationPlanner>] {
+        self.state.relation_planners()
+    }
+
+    fn get_type_planner(&self) -> Option<Arc<dyn TypePlanner>> {
+        Some(Arc::clone(&self.types) as _)
+    }
+
+    fn get_function_meta(&self, name: &str) -> Option<Arc<ScalarUDF>> {
+        self.state.scalar_functions().get(name).cloned()
+    }
+
+    fn get_higher_order_meta(&self, name: &str) -> Option<Arc<HigherOrderUDF>> {
+        self.state.higher_order_functions().get(name).cloned()
+    }
+
+    fn get_aggregate_meta(&self, name: &str) -> Option<Arc<AggregateUDF>> {
+        self.state.aggregate_functions().get(name).cloned()
+    }
+
+    fn get_window_meta(&self, name: &str) -> Option<Arc<WindowUDF>> {
+        self.state.window_functions().get(name).cloned()
+    }
+
+    fn get_variable_type(&self, _names: &[String]) -> Option<DataType> {
+        None
+    }
+
+    fn options(&self) -> &ConfigOptions {
+        self.state.config_options()
+    }
+
+    fn udf_names(&self) -> Vec<String> {
+        self.state.scalar_functions().keys().cloned().collect()
+    }
+
+    fn higher_order_function_names(&self) -> Vec<String> {
+        self.state.higher_order_functions().keys().cloned().collect()
+    }
+
+    fn udaf_names(&self) -> Vec<String> {
+        self.state.aggregate_functions().keys().cloned().collect()
+    }
+
+    fn udwf_names(&self) -> Vec<String> {
+        self.state.window_functions().keys().cloned().collect()
+    }
+}

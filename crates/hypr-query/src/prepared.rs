@@ -1,0 +1,237 @@
+//! What a statement does and which parameters it takes.
+
+use std::sync::Arc;
+
+use arrow_array::RecordBatch;
+use arrow_schema::{DataType, Field, FieldRef, Schema, SchemaRef};
+use datafusion::common::{ParamValues, ScalarValue};
+use datafusion::logical_expr::LogicalPlan;
+use datafusion::sql::parser::Statement;
+use datafusion::sql::sqlparser::ast::{
+    Expr, FromTable, Insert, ObjectName, SetExpr, Statement as Sql, TableFactor, TableObject, TableWithJoins, Value,
+};
+use hypr_common::{Error, Result};
+
+use crate::dialect::ddl::{self, CreateTable};
+use crate::{DEFAULT_SCHEMA, StatementKind, TableRef, error};
+
+/// A parsed statement, what it does and what it takes.
+#[derive(Clone, Debug)]
+pub(crate) struct PreparedPlan {
+    pub statement: Arc<Statement>,
+    pub action: Action,
+    /// `$1`, `$2`, ..; none where the type is not known.
+    pub parameters: Vec<Option<FieldRef>>,
+}
+
+/// What a statement does. Names have their schema.
+#[derive(Clone, Debug)]
+pub(crate) enum Action {
+    Query,
+    Insert { table: TableRef, source: InsertSource },
+    Update(TableRef),
+    Delete(TableRef),
+    Truncate { tables: Vec<TableRef>, if_exists: bool },
+    CreateTable(Box<CreateTable>),
+    DropTable { tables: Vec<TableRef>, if_exists: bool },
+}
+
+/// Where the rows of an `INSERT` come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum InsertSource {
+    /// `VALUES ($1, $2, ..)` and nothing else: the parameter batch is the rows. `parameters[i]` is the
+    /// parameter, from 0, for `columns[i]`; with no columns, for the table's columns in order.
+    Parameters { columns: Vec<String>, parameters: Vec<usize> },
+    /// One row of `VALUES` with other expressions.
+    OneRow,
+    /// A query, or several rows.
+    Query,
+}
+
+impl Action {
+    pub(crate) fn of(statement: &Statement) -> Result<Self> {
+        let Statement::Statement(sql) = statement else {
+            return Ok(Self::Query);
+        };
+        Ok(match sql.as_ref() {
+            Sql::Insert(insert) => Self::Insert { table: insert_target(insert)?, source: insert_source(insert)? },
+            Sql::Update(update) => Self::Update(target(&update.table)?),
+            Sql::Delete(delete) => {
+                let (FromTable::WithFromKeyword(from) | FromTable::WithoutKeyword(from)) = &delete.from;
+                match from.as_slice() {
+                    [only] if only.joins.is_empty() && delete.using.is_none() => Self::Delete(target(only)?),
+                    _ => return Err(Error::unsupported("DELETE takes one table; use WHERE .. IN (SELECT ..) for more")),
+                }
+            }
+            Sql::Truncate(truncate) => Self::Truncate {
+                tables: truncate.table_names.iter().map(|table| qualified(&table.name)).collect::<Result<_>>()?,
+                if_exists: truncate.if_exists,
+            },
+            Sql::CreateTable(create) => {
+                let mut create = CreateTable::from_ast(create.clone())?;
+                create.table.schema.get_or_insert_with(|| DEFAULT_SCHEMA.to_owned());
+                Self::CreateTable(Box::new(create))
+            }
+            Sql::Drop { names, if_exists, .. } => Self::DropTable {
+                tables: names.iter().map(qualified).collect::<Result<_>>()?,
+                if_exists: *if_exists,
+            },
+            _ => Self::Query,
+        })
+    }
+
+    pub(crate) fn kind(&self) -> StatementKind {
+        match self {
+            Action::Query => StatementKind::Query,
+            Action::Insert { .. } | Action::Update(_) | Action::Delete(_) | Action::Truncate { .. } => {
+                StatementKind::Update
+            }
+            Action::CreateTable(create) if create.query.is_some() => StatementKind::Update,
+            Action::CreateTable(_) | Action::DropTable { .. } => StatementKind::Ddl,
+        }
+    }
+}
+
+fn qualified(name: &ObjectName) -> Result<TableRef> {
+    let mut table = ddl::table_ref(name)?;
+    table.schema.get_or_insert_with(|| DEFAULT_SCHEMA.to_owned());
+    Ok(table)
+}
+
+fn target(table: &TableWithJoins) -> Result<TableRef> {
+    match &table.relation {
+        TableFactor::Table { name, .. } if table.joins.is_empty() => qualified(name),
+        _ => Err(Error::invalid("only a table can be changed")),
+    }
+}
+
+fn insert_target(insert: &Insert) -> Result<TableRef> {
+    if insert.overwrite || insert.replace_into || insert.or.is_some() || insert.ignore {
+        return Err(Error::unsupported("INSERT OVERWRITE, OR REPLACE and IGNORE are not available yet"));
+    }
+    if insert.on.is_some() {
+        return Err(Error::unsupported("ON CONFLICT is not available yet"));
+    }
+    if insert.returning.is_some() {
+        return Err(Error::unsupported("RETURNING is not available yet"));
+    }
+    match &insert.table {
+        TableObject::TableName(name) => qualified(name),
+        _ => Err(Error::invalid("INSERT INTO takes a table's name")),
+    }
+}
+
+fn insert_source(insert: &Insert) -> Result<InsertSource> {
+    let Some(query) = &insert.source else {
+        return Err(Error::invalid("INSERT needs VALUES or a query"));
+    };
+    let SetExpr::Values(values) = query.body.as_ref() else {
+        return Ok(InsertSource::Query);
+    };
+    let [row] = values.rows.as_slice() else {
+        return Ok(InsertSource::Query);
+    };
+    let parameters: Option<Vec<usize>> = row.content.iter().map(parameter_index).collect();
+    let columns: Option<Vec<String>> = insert
+        .columns
+        .iter()
+        .map(|name| match name.0.as_slice() {
+            [part] => part.as_ident().map(ddl::normalize),
+            _ => None,
+        })
+        .collect();
+    match (parameters, columns) {
+        (Some(parameters), Some(columns)) if columns.is_empty() || columns.len() == parameters.len() => {
+            Ok(InsertSource::Parameters { columns, parameters })
+        }
+        _ => Ok(InsertSource::OneRow),
+    }
+}
+
+/// The index, from 0, of a bare `$n`.
+fn parameter_index(expr: &Expr) -> Option<usize> {
+    match expr {
+        Expr::Value(value) => match &value.value {
+            Value::Placeholder(name) => name.strip_prefix('$')?.parse::<usize>().ok()?.checked_sub(1),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+/// The parameters of a plan, with the types that planning inferred.
+pub(crate) fn parameters_of(plan: &LogicalPlan) -> Result<Vec<Option<FieldRef>>> {
+    let fields = plan.get_parameter_fields().map_err(error::from_datafusion)?;
+    let mut parameters = Vec::new();
+    for (name, field) in fields {
+        let index = name.strip_prefix('$').and_then(|digits| digits.parse::<usize>().ok()).unwrap_or(0);
+        let Some(index) = index.checked_sub(1).filter(|index| *index < MAX_PARAMETERS) else {
+            return Err(Error::invalid(format!("parameter {name}: write parameters as ? or as $1, $2, ..")));
+        };
+        if parameters.len() <= index {
+            parameters.resize(index + 1, None);
+        }
+        parameters[index] = field.filter(|field| !field.data_type().is_null());
+    }
+    Ok(parameters)
+}
+
+/// As in PostgreSQL's protocol.
+const MAX_PARAMETERS: usize = 65_535;
+
+/// The parameters as clients see them.
+pub(crate) fn parameter_schema(parameters: &[Option<FieldRef>]) -> SchemaRef {
+    let fields = parameters.iter().enumerate().map(|(index, field)| {
+        let name = format!("${}", index + 1);
+        match field {
+            Some(field) => field.as_ref().clone().with_name(name).with_nullable(true),
+            None => Field::new(name, DataType::Utf8, true),
+        }
+    });
+    Arc::new(Schema::new(fields.collect::<Vec<_>>()))
+}
+
+/// Checks that `params` has a column for each parameter.
+pub(crate) fn check_count(parameters: usize, params: &RecordBatch) -> Result<()> {
+    if params.num_columns() == parameters {
+        return Ok(());
+    }
+    Err(Error::invalid(format!("the statement takes {parameters} parameters and {} were bound", params.num_columns())))
+}
+
+/// The types to plan with: those of the values, and the inferred ones where all values are NULL.
+pub(crate) fn bound_types(parameters: &[Option<FieldRef>], params: &RecordBatch) -> Vec<FieldRef> {
+    let schema = params.schema();
+    let bound = schema.fields().iter().zip(parameters).map(|(bound, inferred)| match inferred {
+        Some(inferred) if bound.data_type().is_null() => Arc::clone(inferred),
+        _ => Arc::new(Field::new(bound.name(), plain_type(bound.data_type()), true)),
+    });
+    bound.collect()
+}
+
+/// The type that expressions compute with for values that came encoded.
+fn plain_type(data_type: &DataType) -> DataType {
+    match data_type {
+        DataType::Dictionary(_, values) => plain_type(values),
+        DataType::Utf8View | DataType::LargeUtf8 => DataType::Utf8,
+        DataType::BinaryView => DataType::Binary,
+        other => other.clone(),
+    }
+}
+
+/// Replaces the parameters of `plan` by row `row` of `params`.
+pub(crate) fn bind(plan: LogicalPlan, types: &[FieldRef], params: &RecordBatch, row: usize) -> Result<LogicalPlan> {
+    if types.is_empty() {
+        return Ok(plan);
+    }
+    let values = params
+        .columns()
+        .iter()
+        .zip(types)
+        .map(|(column, field)| {
+            let value = ScalarValue::try_from_array(column, row).map_err(error::from_datafusion)?;
+            value.cast_to(field.data_type()).map_err(error::from_datafusion)
+        })
+        .collect::<Result<Vec<_>>>()?;
+    plan.with_param_values(ParamValues::from(values)).map_err(error::from_datafusion)
+}

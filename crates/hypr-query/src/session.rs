@@ -1,0 +1,231 @@
+//! A client's view of the engine: prepare, execute, ingest.
+
+use std::fmt;
+use std::sync::Arc;
+
+use arrow_array::builder::StringBuilder;
+use arrow_array::{RecordBatch, RecordBatchOptions};
+use arrow_schema::{Schema, SchemaRef};
+use datafusion::execution::{FunctionRegistry, SendableRecordBatchStream, SessionState};
+use datafusion::logical_expr::LogicalPlan;
+use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+use datafusion::physical_plan::{collect, execute_stream};
+use futures::{StreamExt, stream};
+use hypr_common::principal::Principal;
+use hypr_common::{Error, Result, types};
+
+use crate::catalog::Catalog;
+use crate::planner::Planner;
+use crate::prepared::{self, Action, PreparedPlan};
+use crate::{Outcome, Prepared, QueryEngine, StatementKind, dialect, dml, error, functions, ingest, shape};
+
+/// What one client runs statements with. Cheap to clone; statements of one session may run at once.
+#[derive(Clone)]
+pub struct Session {
+    engine: Arc<QueryEngine>,
+    principal: Principal,
+    state: SessionState,
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session").field("principal", &self.principal).finish_non_exhaustive()
+    }
+}
+
+impl Session {
+    pub(crate) fn new(engine: Arc<QueryEngine>, principal: Principal, mut state: SessionState) -> Self {
+        // Registration fails only for kinds of functions that a state does not take.
+        if let Err(error) = state.register_udf(functions::of_principal(&principal)) {
+            tracing::error!(%error, "current_user is not available");
+        }
+        Self { engine, principal, state }
+    }
+
+    /// Who the session acts as.
+    pub fn principal(&self) -> &Principal {
+        &self.principal
+    }
+
+    /// The engine it belongs to.
+    pub fn engine(&self) -> &Arc<QueryEngine> {
+        &self.engine
+    }
+
+    /// Parses and plans one statement without running it.
+    ///
+    /// # Errors
+    /// `InvalidInput` with a position for bad SQL, `NotFound` for an unknown table, `Unsupported` for a
+    /// statement that is not served.
+    pub async fn prepare(&self, sql: &str) -> Result<Prepared> {
+        let statement = Arc::new(dialect::parse(sql)?);
+        let action = Action::of(&statement)?;
+        let mut plan = PreparedPlan { statement, action, parameters: Vec::new() };
+        let mut result_schema: SchemaRef = Arc::new(Schema::empty());
+        if let Some(logical) = self.plan_of(&plan).await? {
+            plan.parameters = prepared::parameters_of(&logical)?;
+            if plan.action.kind() == StatementKind::Query {
+                result_schema = shape::result_schema(&self.state, &logical)?;
+            }
+        }
+        Ok(Prepared {
+            sql: sql.to_owned(),
+            kind: plan.action.kind(),
+            result_schema,
+            parameter_schema: prepared::parameter_schema(&plan.parameters),
+            plan,
+        })
+    }
+
+    /// The logical plan of statements that have one.
+    async fn plan_of(&self, plan: &PreparedPlan) -> Result<Option<LogicalPlan>> {
+        let target = match &plan.action {
+            Action::Query => None,
+            Action::Insert { table, .. } => {
+                self.catalog().stored(table)?;
+                None
+            }
+            Action::Update(table) | Action::Delete(table) => Some(table),
+            Action::Truncate { .. } | Action::CreateTable(_) | Action::DropTable { .. } => return Ok(None),
+        };
+        self.planner(&self.state).plan((*plan.statement).clone(), target, &[]).await.map(Some)
+    }
+
+    /// Runs one statement that takes no parameters. A closing semicolon is fine.
+    ///
+    /// # Errors
+    /// As [`Session::prepare`], and whatever running it meets.
+    pub async fn execute(&self, sql: &str) -> Result<Outcome> {
+        let statement = Arc::new(dialect::parse(sql)?);
+        let action = Action::of(&statement)?;
+        let plan = PreparedPlan { statement, action, parameters: Vec::new() };
+        self.run(&plan, &no_parameters()).await
+    }
+
+    /// Runs a prepared statement once for each row of `params`, which has a column for each parameter. With
+    /// no parameters `params` has no columns and its rows do not count.
+    ///
+    /// An `INSERT` of many rows is one commit; the rows of a query follow one another.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a wrong number of parameters or a value that does not fit.
+    pub async fn execute_prepared(&self, prepared: &Prepared, params: &RecordBatch) -> Result<Outcome> {
+        prepared::check_count(prepared.plan.parameters.len(), params)?;
+        if prepared.plan.parameters.is_empty() {
+            return self.run(&prepared.plan, &no_parameters()).await;
+        }
+        self.run(&prepared.plan, params).await
+    }
+
+    /// Writes a stream of batches into `table` by the rules of `mode`, in commits of at most 64 MiB, and
+    /// returns the number of rows. A commit is atomic, the whole stream is not.
+    ///
+    /// # Errors
+    /// `AlreadyExists` or `NotFound` as `mode` says, `InvalidInput` for columns that do not fit.
+    pub async fn ingest(
+        &self,
+        table: crate::TableRef,
+        mode: crate::IngestMode,
+        batches: SendableRecordBatchStream,
+    ) -> Result<u64> {
+        ingest::run(self.engine.database(), self.catalog(), &table, mode, batches).await
+    }
+
+    async fn run(&self, plan: &PreparedPlan, params: &RecordBatch) -> Result<Outcome> {
+        match &plan.action {
+            Action::Query => self.run_query(plan, params).await.map(Outcome::Rows),
+            Action::Insert { table, source } => dml::insert(self, plan, table, source, params).await,
+            Action::Update(table) => dml::update(self, plan, table, params).await,
+            Action::Delete(table) => dml::delete(self, plan, table, params).await,
+            Action::Truncate { tables, if_exists } => dml::truncate(self, tables, *if_exists).await,
+            Action::CreateTable(create) => crate::ddl::create_table(self, create).await,
+            Action::DropTable { tables, if_exists } => crate::ddl::drop_tables(self, tables, *if_exists).await,
+        }
+    }
+
+    async fn run_query(&self, plan: &PreparedPlan, params: &RecordBatch) -> Result<SendableRecordBatchStream> {
+        let mut streams = Vec::with_capacity(params.num_rows());
+        for row in 0..params.num_rows() {
+            let state = self.statement_state();
+            let logical = self.bound_plan(&state, plan, None, params, row).await?;
+            let schema = shape::result_schema(&state, &logical)?;
+            streams.push(match &logical {
+                LogicalPlan::DescribeTable(describe) => described(&describe.schema, &schema)?,
+                _ => shape::conform(start(&state, &logical).await?, schema),
+            });
+        }
+        let Some(first) = streams.first() else {
+            return Err(Error::invalid("the statement has parameters and no row of them was bound"));
+        };
+        let schema = first.schema();
+        if streams.len() == 1 {
+            return Ok(streams.remove(0));
+        }
+        Ok(Box::pin(RecordBatchStreamAdapter::new(schema, stream::iter(streams).flatten())))
+    }
+
+    /// The plan of a statement with row `row` of the parameters in it.
+    pub(crate) async fn bound_plan(
+        &self,
+        state: &SessionState,
+        plan: &PreparedPlan,
+        row_ids_of: Option<&crate::TableRef>,
+        params: &RecordBatch,
+        row: usize,
+    ) -> Result<LogicalPlan> {
+        let types = prepared::bound_types(&plan.parameters, params);
+        let statement = (*plan.statement).clone();
+        let logical = self.planner(state).plan(statement, row_ids_of, &types).await?;
+        if types.is_empty() {
+            let taken = prepared::parameters_of(&logical)?.len();
+            prepared::check_count(taken, params)?;
+        }
+        prepared::bind(logical, &types, params, row)
+    }
+
+    /// Runs a plan to its end.
+    pub(crate) async fn collect(&self, state: &SessionState, plan: &LogicalPlan) -> Result<Vec<RecordBatch>> {
+        let physical = state.create_physical_plan(plan).await.map_err(error::from_datafusion)?;
+        collect(physical, state.task_ctx()).await.map_err(error::from_datafusion)
+    }
+
+    /// The state of one statement: it fixes what `now()` is.
+    pub(crate) fn statement_state(&self) -> SessionState {
+        let mut state = self.state.clone();
+        state.mark_start_execution();
+        state
+    }
+
+    pub(crate) fn catalog(&self) -> &Catalog {
+        self.engine.catalog()
+    }
+
+    pub(crate) fn planner<'a>(&'a self, state: &'a SessionState) -> Planner<'a> {
+        Planner { state, catalog: self.catalog() }
+    }
+}
+
+/// One execution without parameters.
+fn no_parameters() -> RecordBatch {
+    let options = RecordBatchOptions::new().with_row_count(Some(1));
+    RecordBatch::try_new_with_options(Arc::new(Schema::empty()), Vec::new(), &options)
+        .unwrap_or_else(|_| RecordBatch::new_empty(Arc::new(Schema::empty())))
+}
+
+pub(crate) async fn start(state: &SessionState, plan: &LogicalPlan) -> Result<SendableRecordBatchStream> {
+    let physical = state.create_physical_plan(plan).await.map_err(error::from_datafusion)?;
+    execute_stream(physical, state.task_ctx()).map_err(error::from_datafusion)
+}
+
+/// The rows of `DESCRIBE`, with the names that our DDL has for types.
+fn described(table: &Schema, schema: &SchemaRef) -> Result<SendableRecordBatchStream> {
+    let mut columns = [StringBuilder::new(), StringBuilder::new(), StringBuilder::new()];
+    for field in table.fields() {
+        columns[0].append_value(field.name());
+        columns[1].append_value(types::sql_type_name(field));
+        columns[2].append_value(if field.is_nullable() { "YES" } else { "NO" });
+    }
+    let columns = columns.map(|mut column| Arc::new(column.finish()) as _).to_vec();
+    let batch = RecordBatch::try_new(Arc::clone(schema), columns)?;
+    Ok(Box::pin(RecordBatchStreamAdapter::new(Arc::clone(schema), stream::iter([Ok(batch)]))))
+}
