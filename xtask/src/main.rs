@@ -5,6 +5,7 @@
 //! cargo-deny already check.
 
 mod layering;
+mod links;
 mod lockfile;
 mod purity;
 mod ratchet;
@@ -48,12 +49,13 @@ fn tidy() -> Result<Vec<String>> {
     violations.extend(lockfile::check(&lock));
     violations.extend(ratchet::check(&workspace.sources, &exceptions));
     violations.extend(purity::check(&workspace.sources));
+    violations.extend(links::check(&workspace.pages, |path| workspace.contains(path)));
     Ok(violations)
 }
 
 fn report(violations: &[String]) -> ExitCode {
     if violations.is_empty() {
-        println!("tidy: layering, versions, sizes and purity hold");
+        println!("tidy: layering, versions, sizes, purity and links hold");
         return ExitCode::SUCCESS;
     }
     for violation in violations {

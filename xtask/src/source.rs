@@ -135,9 +135,7 @@ fn after_identifier(chars: &[char], at: usize) -> bool {
     let is_identifier = |index: usize| chars[index].is_alphanumeric() || chars[index] == '_';
     match at.checked_sub(1) {
         None => false,
-        Some(before) if matches!(chars[before], 'b' | 'c') => {
-            before.checked_sub(1).is_some_and(is_identifier)
-        }
+        Some(before) if matches!(chars[before], 'b' | 'c') => before.checked_sub(1).is_some_and(is_identifier),
         Some(before) => is_identifier(before),
     }
 }

@@ -1,4 +1,4 @@
-//! The workspace as the rules see it: crates with their direct dependencies, and Rust sources.
+//! The workspace as the rules see it: crates with their direct dependencies, Rust sources, and pages.
 //!
 //! Files that git ignores are no part of it.
 
@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use crate::layering::Crate;
+use crate::links::Page;
 use crate::source::SourceFile;
 
 /// Everything the rules read.
@@ -18,6 +19,8 @@ pub struct Workspace {
     pub crates: Vec<Crate>,
     /// Every tracked or trackable `.rs` file.
     pub sources: Vec<SourceFile>,
+    /// Every tracked or trackable `.md` file.
+    pub pages: Vec<Page>,
 }
 
 impl Workspace {
@@ -32,7 +35,17 @@ impl Workspace {
             let text = std::fs::read_to_string(root.join(path)).with_context(|| format!("reading {path}"))?;
             sources.push(SourceFile::new(path, &text));
         }
-        Ok(Self { root, crates, sources })
+        let mut pages = Vec::new();
+        for path in files.iter().filter(|path| path.ends_with(".md")) {
+            let text = std::fs::read_to_string(root.join(path)).with_context(|| format!("reading {path}"))?;
+            pages.push(Page { path: path.clone(), text });
+        }
+        Ok(Self { root, crates, sources, pages })
+    }
+
+    /// Whether a file or folder is there, by its path from the workspace root.
+    pub fn contains(&self, path: &Path) -> bool {
+        self.root.join(path).exists()
     }
 
     /// Reads one file by its path from the workspace root.
