@@ -6,10 +6,16 @@
 
 use half::f16;
 
-use super::{Kernels, Level, SharedMut};
+use super::{Kernels, Level, SharedMut, by_level, math};
 
 /// Keys taken in one step.
 pub(super) const STEP: usize = 16;
+
+/// Multiplications below which calling the other threads costs more than it saves.
+const SERIAL_BELOW: usize = 32 * 1024;
+
+/// Sequences that share one call of the threads.
+const MAX_SEQUENCES: usize = 32;
 
 /// Cached keys or values, `[tokens, kv_heads, head_dim]`.
 #[derive(Clone, Copy, Debug)]
@@ -94,64 +100,158 @@ impl Attention<'_> {
 }
 
 pub fn run(kernels: &Kernels, sequences: &mut [(Attention<'_>, &mut [f32])]) {
-    for (attention, out) in &*sequences {
-        attention.check(out);
-    }
-    for (attention, out) in sequences {
-        run_one(kernels, attention, out);
+    for chunk in sequences.chunks_mut(MAX_SEQUENCES) {
+        run_chunk(kernels, chunk);
     }
 }
 
-fn run_one(kernels: &Kernels, attention: &Attention<'_>, out: &mut [f32]) {
-    let (level, dim) = (kernels.level(), attention.head_dim);
-    let tasks = attention.queries() * attention.heads;
-    let out = SharedMut::new(out);
-    let work = tasks * attention.tokens() * dim;
-    let grain = if work < 32 * 1024 { tasks } else { tasks.div_ceil(kernels.pool().threads() * 8) };
+fn run_chunk(kernels: &Kernels, sequences: &mut [(Attention<'_>, &mut [f32])]) {
+    let (mut tasks, mut work) = (0, 0);
+    let mut shared: [Option<(Attention<'_>, SharedMut<f32>)>; MAX_SEQUENCES] = [None; MAX_SEQUENCES];
+    for ((attention, out), shared) in sequences.iter_mut().zip(&mut shared) {
+        attention.check(out);
+        tasks += attention.queries() * attention.heads;
+        work += attention.queries.len() * attention.tokens();
+        *shared = Some((*attention, SharedMut::new(out)));
+    }
+    let level = kernels.level();
+    let grain = if work < SERIAL_BELOW { tasks } else { tasks.div_ceil(kernels.pool().threads() * 16) };
     kernels.pool().for_each_range(tasks, grain, &|_, range| {
-        for task in range {
-            // SAFETY: each task has its own place in the output.
-            let out = unsafe { out.slice(task * dim, dim) };
-            one_head(level, attention, task / attention.heads, task % attention.heads, out);
+        let mut first = 0;
+        for (attention, out) in shared.iter().flatten() {
+            let (dim, heads) = (attention.head_dim, attention.heads);
+            let end = first + attention.queries() * heads;
+            for task in range.start.max(first)..range.end.min(end) {
+                let task = task - first;
+                // SAFETY: each task has its own place in the output of its sequence.
+                let out = unsafe { out.slice(task * dim, dim) };
+                one_head(level, attention, task / heads, task % heads, out);
+            }
+            first = end;
         }
     });
 }
 
-/// One query of one head.
-fn one_head(level: Level, attention: &Attention<'_>, query: usize, head: usize, out: &mut [f32]) {
-    let _ = level;
-    reference(attention, query, head, out);
+/// Where one head of one query lies.
+#[derive(Clone, Copy)]
+pub(super) struct Head {
+    /// First element of the query's head in the queries.
+    pub query: usize,
+    /// First element of the head of token 0 in keys and values.
+    pub kv: usize,
+    /// Elements from token to token.
+    pub stride: usize,
+    /// Tokens that the query sees, at least one.
+    pub visible: usize,
 }
 
-fn reference(attention: &Attention<'_>, query: usize, head: usize, out: &mut [f32]) {
+/// One query of one head.
+fn one_head(level: Level, attention: &Attention<'_>, query: usize, head: usize, out: &mut [f32]) {
     let dim = attention.head_dim;
-    let kv_head = head / (attention.heads / attention.kv_heads);
-    let q = &attention.queries[(query * attention.heads + head) * dim..][..dim];
-    let visible = match attention.mask {
-        Mask::Causal { start } => start + query + 1,
-        Mask::Full => attention.tokens(),
+    let head = Head {
+        query: (query * attention.heads + head) * dim,
+        kv: head / (attention.heads / attention.kv_heads) * dim,
+        stride: attention.kv_heads * dim,
+        visible: match attention.mask {
+            Mask::Causal { start } => start + query + 1,
+            Mask::Full => attention.tokens(),
+        },
     };
-    let at = |token: usize| (token * attention.kv_heads + kv_head) * dim;
-    let value = |rows: &KvRows<'_>, index: usize| match rows {
-        KvRows::F32(values) => values[index],
-        KvRows::F16(values) => values[index].to_f32(),
-    };
-    let (mut max, mut sum) = (f32::NEG_INFINITY, 0.0f32);
+    if head.visible == 0 {
+        return out.fill(0.0);
+    }
+    #[cfg(target_arch = "x86_64")]
+    if level == Level::Avx512 && dim.is_multiple_of(16) {
+        // SAFETY: `Kernels` only holds levels that this processor has; `check` has compared the lengths of the
+        // slices with the shapes that `head` was computed from.
+        return unsafe { super::avx512::one_head(attention, head, out) };
+    }
+    let query = &attention.queries[head.query..][..dim];
+    match (attention.keys, attention.values) {
+        (KvRows::F32(k), KvRows::F32(v)) => stream_f32(level, query, k, v, head, attention.scale, out),
+        (KvRows::F16(k), KvRows::F16(v)) => stream_f16(level, query, k, v, head, attention.scale, out),
+        (KvRows::F32(k), KvRows::F16(v)) => stream(query, k, v, head, attention.scale, out),
+        (KvRows::F16(k), KvRows::F32(v)) => stream(query, k, v, head, attention.scale, out),
+    }
+}
+
+by_level! {
+    fn stream_f32(query: &[f32], keys: &[f32], values: &[f32], head: Head, scale: f32, out: &mut [f32]) {
+        stream(query, keys, values, head, scale, out)
+    }
+}
+
+by_level! {
+    fn stream_f16(query: &[f32], keys: &[f16], values: &[f16], head: Head, scale: f32, out: &mut [f32]) {
+        stream(query, keys, values, head, scale, out)
+    }
+}
+
+/// The reference, and what heads of odd width run through.
+#[inline(always)]
+fn stream<K: Wide, V: Wide>(query: &[f32], keys: &[K], values: &[V], head: Head, scale: f32, out: &mut [f32]) {
+    let dim = query.len();
+    let (mut max, mut total) = (f32::NEG_INFINITY, 0.0f32);
     out.fill(0.0);
-    for token in 0..visible {
-        let first = at(token);
-        let score = (0..dim).map(|i| q[i] * value(&attention.keys, first + i)).sum::<f32>() * attention.scale;
-        if score > max {
-            let shrink = super::math::exp(max - score);
-            sum *= shrink;
-            out.iter_mut().for_each(|out| *out *= shrink);
-            max = score;
+    let mut weights = [0.0f32; STEP];
+    for first in (0..head.visible).step_by(STEP) {
+        let weights = &mut weights[..STEP.min(head.visible - first)];
+        for (k, weight) in weights.iter_mut().enumerate() {
+            *weight = dot(query, &keys[head.kv + (first + k) * head.stride..][..dim]) * scale;
         }
-        let weight = super::math::exp(score - max);
-        sum += weight;
-        for (i, out) in out.iter_mut().enumerate() {
-            *out += weight * value(&attention.values, first + i);
+        let largest = math::max(weights);
+        if largest > max {
+            let shrink = math::exp(max - largest);
+            total *= shrink;
+            out.iter_mut().for_each(|out| *out *= shrink);
+            max = largest;
+        }
+        for weight in weights.iter_mut() {
+            *weight = math::exp(*weight - max);
+        }
+        total += math::sum(weights, |v| v);
+        for (k, weight) in weights.iter().enumerate() {
+            let value = &values[head.kv + (first + k) * head.stride..][..dim];
+            for (out, value) in out.iter_mut().zip(value) {
+                *out += weight * value.widen();
+            }
         }
     }
-    out.iter_mut().for_each(|out| *out /= sum);
+    let scale = 1.0 / total;
+    out.iter_mut().for_each(|out| *out *= scale);
+}
+
+/// An element of the cache.
+trait Wide: Copy {
+    fn widen(self) -> f32;
+}
+
+impl Wide for f32 {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self
+    }
+}
+
+impl Wide for f16 {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self.to_f32()
+    }
+}
+
+/// As [`math::dot`], over elements to widen.
+#[inline(always)]
+fn dot<T: Wide>(a: &[f32], b: &[T]) -> f32 {
+    let mut lanes = [0.0; math::LANES];
+    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<{ math::LANES }>(), b.as_chunks::<{ math::LANES }>());
+    for (a, b) in a.iter().zip(b) {
+        for i in 0..math::LANES {
+            lanes[i] += a[i] * b[i].widen();
+        }
+    }
+    for ((lane, a), b) in lanes.iter_mut().zip(a_rest).zip(b_rest) {
+        *lane += a * b.widen();
+    }
+    math::sum_lanes(lanes)
 }

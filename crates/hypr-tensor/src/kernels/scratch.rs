@@ -34,7 +34,7 @@ impl Scratch {
 /// One cache line.
 #[derive(Clone, Copy, Debug)]
 #[repr(align(64))]
-pub(super) struct Line(pub [f32; 16]);
+pub(super) struct Line(#[allow(dead_code, reason = "only ever seen through casts")] [f32; 16]);
 
 /// Rows of activations in 8 bits: in each group of 32, `x = scale * q` with `q` in -127..=127.
 #[derive(Debug, Default)]
