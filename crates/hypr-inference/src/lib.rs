@@ -10,6 +10,7 @@
 pub mod api;
 pub mod chat;
 pub mod config;
+pub mod engine;
 pub mod families;
 pub mod import;
 pub mod kv_cache;
@@ -20,6 +21,7 @@ pub mod tokenizer;
 pub mod transformer;
 pub mod weights;
 
+pub use engine::{EngineHandle, EngineOptions, EngineService, engine};
 pub use api::{
     ChatMessage, EmbedRequest, FinishReason, GenerateRequest, Generation, Inference, Prompt, Sampling, Task, Token,
 };

@@ -1,0 +1,194 @@
+//! The callers' side of the engine.
+
+use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
+
+use futures::channel::{mpsc as stream, oneshot};
+use futures::future::{self, BoxFuture, FutureExt};
+use futures::stream::{BoxStream, StreamExt};
+use hypr_common::model::{ModelMetadata, ModelSource};
+use hypr_common::{Error, ErrorKind, Result};
+
+use super::{Command, EmbedJob, EngineOptions, GenerateJob, Reply, Ticket};
+use crate::api::{EmbedRequest, GenerateRequest, Generation, Inference, Task, Token};
+use crate::model;
+
+/// A cheap reference to the engine. The service ends when the last one is dropped.
+#[derive(Clone)]
+pub struct EngineHandle {
+    sender: mpsc::Sender<Command>,
+    waiting: Arc<AtomicUsize>,
+    source: Arc<dyn ModelSource>,
+    options: Arc<EngineOptions>,
+}
+
+impl fmt::Debug for EngineHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EngineHandle").field("waiting", &self.waiting).field("options", &self.options).finish()
+    }
+}
+
+impl EngineHandle {
+    pub(super) fn new(
+        sender: mpsc::Sender<Command>, waiting: Arc<AtomicUsize>, source: Arc<dyn ModelSource>, options: EngineOptions,
+    ) -> Self {
+        Self { sender, waiting, source, options: Arc::new(options) }
+    }
+
+    /// Ends the service at its next step; running and waiting requests are answered `Unavailable`.
+    pub fn shutdown(&self) {
+        // A service that has ended needs no telling.
+        let _ = self.sender.send(Command::Shutdown);
+    }
+
+    /// A place in the queue.
+    fn ticket(&self) -> Result<Ticket> {
+        let depth = self.options.queue_depth;
+        let take = |waiting: usize| (waiting < depth).then_some(waiting + 1);
+        match self.waiting.fetch_update(Ordering::AcqRel, Ordering::Acquire, take) {
+            Ok(_) => Ok(Ticket(Arc::clone(&self.waiting))),
+            Err(_) => Err(Error::new(
+                ErrorKind::Busy,
+                format!("the inference queue is full with {depth} requests; try again later"),
+            )),
+        }
+    }
+
+    fn send(&self, command: Command) -> Result<()> {
+        self.sender.send(command).map_err(|_| ended())
+    }
+
+    fn submit_generation(&self, request: GenerateRequest, reply: Reply) -> Result<()> {
+        check(&request)?;
+        let model_id = self.resolve(Task::Generate, request.model.as_deref())?.model_id;
+        let ticket = self.ticket()?;
+        self.send(Command::Generate(GenerateJob { ticket, model_id, request, reply }))
+    }
+
+    fn submit_embedding(
+        &self, request: EmbedRequest, reply: oneshot::Sender<Result<Vec<Vec<f32>>>>,
+    ) -> Result<()> {
+        let model_id = self.resolve(Task::Embed, request.model.as_deref())?.model_id;
+        let EmbedRequest { inputs, normalize, .. } = request;
+        let ticket = self.ticket()?;
+        self.send(Command::Embed(EmbedJob { ticket, model_id, inputs, normalize, reply }))
+    }
+}
+
+fn ended() -> Error {
+    Error::new(ErrorKind::Unavailable, "the inference engine has shut down")
+}
+
+/// Refuses sampling options without a meaning.
+fn check(request: &GenerateRequest) -> Result<()> {
+    let sampling = &request.sampling;
+    if !(sampling.temperature.is_finite() && sampling.temperature >= 0.0) {
+        return Err(Error::invalid(format!("temperature is {}; give 0 for greedy or more", sampling.temperature)));
+    }
+    if !(sampling.top_p > 0.0 && sampling.top_p <= 1.0) {
+        return Err(Error::invalid(format!("top_p is {}; give more than 0 and at most 1", sampling.top_p)));
+    }
+    if !(sampling.repetition_penalty.is_finite() && sampling.repetition_penalty > 0.0) {
+        return Err(Error::invalid(format!(
+            "repetition_penalty is {}; give more than 0, and 1 for none",
+            sampling.repetition_penalty
+        )));
+    }
+    Ok(())
+}
+
+impl Inference for EngineHandle {
+    fn generate(&self, request: GenerateRequest) -> BoxFuture<'static, Result<Generation>> {
+        let (reply, answer) = oneshot::channel();
+        if let Err(error) = self.submit_generation(request, Reply::Whole(reply)) {
+            return future::ready(Err(error)).boxed();
+        }
+        answer.map(|answer| answer.unwrap_or_else(|_| Err(ended()))).boxed()
+    }
+
+    fn generate_stream(&self, request: GenerateRequest) -> BoxStream<'static, Result<Token>> {
+        // Room for every token, so that a slow reader never stops the engine; nothing is reserved up front.
+        let room = request.max_tokens.saturating_add(2).min(self.options.max_context_tokens + 2);
+        let (reply, tokens) = stream::channel(room);
+        match self.submit_generation(request, Reply::Stream(reply)) {
+            Ok(()) => tokens.boxed(),
+            Err(error) => futures::stream::once(future::ready(Err(error))).boxed(),
+        }
+    }
+
+    fn embed(&self, request: EmbedRequest) -> BoxFuture<'static, Result<Vec<Vec<f32>>>> {
+        let (reply, answer) = oneshot::channel();
+        if let Err(error) = self.submit_embedding(request, reply) {
+            return future::ready(Err(error)).boxed();
+        }
+        answer.map(|answer| answer.unwrap_or_else(|_| Err(ended()))).boxed()
+    }
+
+    fn resolve(&self, task: Task, name: Option<&str>) -> Result<ModelMetadata> {
+        let models = self.source.models()?;
+        let default = match task {
+            Task::Generate => self.options.default_generation_model.as_deref(),
+            Task::Embed => self.options.default_embedding_model.as_deref(),
+        };
+        resolve(models, task, name, default)
+    }
+}
+
+/// Chooses among `models`; see [`Inference::resolve`].
+fn resolve(models: Vec<ModelMetadata>, task: Task, name: Option<&str>, default: Option<&str>) -> Result<ModelMetadata> {
+    let list = |models: &[ModelMetadata]| {
+        let names: Vec<&str> = models.iter().map(|model| model.model_id.as_str()).collect();
+        if names.is_empty() { "none is imported".to_owned() } else { format!("there are: {}", names.join(", ")) }
+    };
+    if let Some(name) = name.or(default) {
+        let able: Vec<ModelMetadata> = models.iter().filter(|model| model::can(model, task)).cloned().collect();
+        let found = models.into_iter().find(|model| model.model_id == name);
+        let found = found.ok_or_else(|| {
+            Error::not_found(format!("there is no model '{name}'; of those that can {task} {}", list(&able)))
+        })?;
+        model::check_task(&found, task)
+            .map_err(|error| Error::invalid(format!("{error}; of those that can {task} {}", list(&able))))?;
+        return Ok(found);
+    }
+    let mut able: Vec<ModelMetadata> = models.into_iter().filter(|model| model::can(model, task)).collect();
+    match able.len() {
+        1 => Ok(able.remove(0)),
+        0 => Err(Error::not_found(format!("no imported model can {task}; import one with `hyprstream model pull`"))),
+        _ => Err(Error::invalid(format!("several models can {task}; name one or set a default ({})", list(&able)))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn model(id: &str, task: &str) -> ModelMetadata {
+        ModelMetadata {
+            model_id: id.into(),
+            model_type: "llama".into(),
+            total_parameters: 1,
+            architecture_config: serde_json::json!({ "tasks": [task] }),
+            vocab_size: 1,
+            hidden_size: 1,
+            num_attention_heads: 1,
+            num_hidden_layers: 1,
+        }
+    }
+
+    #[test]
+    fn the_only_able_model_is_the_default_and_errors_list_the_candidates() {
+        let models = || vec![model("a", "generate"), model("b", "embed"), model("c", "embed")];
+        assert_eq!(resolve(models(), Task::Generate, None, None).unwrap().model_id, "a");
+        assert_eq!(resolve(models(), Task::Embed, None, Some("c")).unwrap().model_id, "c");
+        assert_eq!(resolve(models(), Task::Embed, Some("b"), Some("c")).unwrap().model_id, "b");
+        let error = resolve(models(), Task::Embed, None, None).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidInput);
+        assert!(error.message().contains("b, c"), "{error}");
+        let error = resolve(models(), Task::Embed, Some("x"), None).unwrap_err();
+        assert!(error.kind() == ErrorKind::NotFound && error.message().contains("b, c"), "{error}");
+        let error = resolve(models(), Task::Embed, Some("a"), None).unwrap_err();
+        assert!(error.kind() == ErrorKind::InvalidInput && error.message().contains("cannot embed"), "{error}");
+        assert_eq!(resolve(vec![], Task::Embed, None, None).unwrap_err().kind(), ErrorKind::NotFound);
+    }
+}
