@@ -1,0 +1,417 @@
+//! A database directory: opening and recovering it, and the tables in it.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use hypr_common::{Error, ErrorKind, Result};
+use parking_lot::RwLock;
+use tokio::sync::Notify;
+use uuid::Uuid;
+
+use crate::catalog::{CatalogChange, Checkpoint, StoredTable, TableDefinition};
+use crate::lance_store::LanceStore;
+use crate::models::ModelStore;
+use crate::options::StorageOptions;
+use crate::schema::check_columns;
+use crate::table::{Limits, Table, TableShared};
+use crate::tail::TailBatch;
+use crate::wal::disk::LogDisk;
+use crate::wal::frame::{Frame, FrameKind, FrameRef};
+use crate::wal::recover::{Recovered, replay};
+use crate::wal::writer::{Effect, Log, Touched, closed};
+use crate::{flush, validate};
+
+/// A handle on an open database directory. The directory is unlocked when the last handle, table and scan
+/// are dropped.
+#[derive(Clone)]
+pub struct Database {
+    inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    pub(crate) dir: PathBuf,
+    pub(crate) options: StorageOptions,
+    pub(crate) catalog: Arc<Catalog>,
+    pub(crate) lance: LanceStore,
+    pub(crate) log: Arc<Log>,
+    models: Arc<ModelStore>,
+    flush_wanted: Arc<Notify>,
+    /// One catalog change at a time.
+    ddl: tokio::sync::Mutex<()>,
+    closed: AtomicBool,
+}
+
+/// The tables, as the log has made them.
+#[derive(Debug, Default)]
+pub(crate) struct Catalog {
+    state: RwLock<CatalogState>,
+}
+
+#[derive(Debug, Default)]
+struct CatalogState {
+    tables: BTreeMap<(String, String), Arc<Table>>,
+    next_table_id: u32,
+    /// Position of the last change.
+    lsn: u64,
+    checkpoint_lsn: u64,
+}
+
+impl Catalog {
+    pub(crate) fn tables(&self) -> Vec<Arc<Table>> {
+        self.state.read().tables.values().cloned().collect()
+    }
+
+    fn get(&self, schema: &str, name: &str) -> Option<Arc<Table>> {
+        self.state.read().tables.get(&(schema.to_owned(), name.to_owned())).cloned()
+    }
+
+    /// Writes `catalog.json` if there are changes that it does not hold.
+    pub(crate) fn checkpoint(&self, dir: &Path) -> Result<()> {
+        let checkpoint = {
+            let state = self.state.read();
+            if state.lsn == state.checkpoint_lsn {
+                return Ok(());
+            }
+            let tables = state.tables.values().map(|table| table.shared.stored.clone()).collect();
+            Checkpoint::new(state.lsn, state.next_table_id, tables)
+        };
+        checkpoint.write(dir)?;
+        self.state.write().checkpoint_lsn = checkpoint.lsn;
+        Ok(())
+    }
+}
+
+impl std::fmt::Debug for Database {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Database").field("dir", &self.inner.dir).finish_non_exhaustive()
+    }
+}
+
+impl Database {
+    /// Opens `dir`, creating it when it does not exist, and recovers what the log holds.
+    ///
+    /// # Errors
+    /// `Unavailable` names the process that holds the directory, `Corrupted` the damaged file and offset.
+    pub async fn open(dir: &Path, options: StorageOptions) -> Result<Self> {
+        let lance = LanceStore::new(options.lance_wrapper.clone());
+        let lock = prepare_dir(dir)?;
+        let checkpoint = Checkpoint::read(dir)?;
+        let log_dir = dir.join("wal");
+        let (mut state, ids) = recover_catalog(options.disk.as_ref(), &log_dir, checkpoint)?;
+        let tables = open_tables(dir, &lance, &options, ids).await?;
+        let recovered = recover_rows(options.disk.as_ref(), &log_dir, &tables, state.next_table_id)?;
+        remove_orphans(dir, &tables)?;
+        let log = Arc::new(Log::start(&log_dir, recovered, &options, lock)?);
+        let flush_wanted = Arc::new(Notify::new());
+        for shared in tables.into_values() {
+            let key = (shared.definition.schema_name.clone(), shared.definition.name.clone());
+            let table = Table::new(shared, Arc::clone(&log), Arc::clone(&flush_wanted), limits(&options));
+            state.tables.insert(key, Arc::new(table));
+        }
+        let inner = Arc::new(Inner {
+            dir: dir.to_owned(),
+            models: Arc::new(ModelStore::open(dir)?),
+            catalog: Arc::new(Catalog { state: RwLock::new(state) }),
+            lance,
+            log,
+            flush_wanted,
+            ddl: tokio::sync::Mutex::default(),
+            closed: AtomicBool::new(false),
+            options,
+        });
+        inner.catalog.checkpoint(dir)?;
+        if inner.options.background_flush {
+            let tick = (inner.options.flush_age / 4).clamp(Duration::from_millis(10), Duration::from_millis(250));
+            tokio::spawn(flush::run(Arc::downgrade(&inner), Arc::clone(&inner.flush_wanted), tick));
+        }
+        Ok(Self { inner })
+    }
+
+    /// All tables, by schema and name.
+    pub fn tables(&self) -> Vec<Arc<Table>> {
+        self.inner.catalog.tables()
+    }
+
+    /// One table.
+    pub fn table(&self, schema: &str, name: &str) -> Option<Arc<Table>> {
+        self.inner.catalog.get(schema, name)
+    }
+
+    /// Creates a table, durable when this returns. False when it exists and `if_not_exists` allows that.
+    ///
+    /// # Errors
+    /// `AlreadyExists`, or `InvalidInput` and `Unsupported` naming the column.
+    pub async fn create_table(&self, definition: TableDefinition, if_not_exists: bool) -> Result<bool> {
+        let inner = &self.inner;
+        let _guard = inner.ddl.lock().await;
+        let name = definition.qualified_name();
+        if inner.catalog.get(&definition.schema_name, &definition.name).is_some() {
+            if if_not_exists {
+                return Ok(false);
+            }
+            let message = format!("table {name} exists already; drop it first or use IF NOT EXISTS");
+            return Err(Error::new(ErrorKind::AlreadyExists, message));
+        }
+        check_columns(&name, &definition.columns, &definition.primary_key)?;
+        let id = inner.catalog.state.read().next_table_id;
+        let stored = StoredTable::new(id, Uuid::now_v7(), &definition)?;
+        let change = CatalogChange::CreateTable { table: stored.clone() };
+        let dir = table_dir(&inner.dir, &stored);
+        let shared = Arc::new(TableShared::new(stored, dir, Arc::clone(&inner.options.clock)));
+        let table = Table::new(shared, Arc::clone(&inner.log), Arc::clone(&inner.flush_wanted), limits(&inner.options));
+        self.log_change(&change, CatalogEdit::Create(Arc::new(table))).await?;
+        Ok(true)
+    }
+
+    /// Drops a table, durable when this returns; scans that have begun go on. False when it does not exist
+    /// and `if_exists` allows that.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub async fn drop_table(&self, schema: &str, name: &str, if_exists: bool) -> Result<bool> {
+        let inner = &self.inner;
+        let _guard = inner.ddl.lock().await;
+        let Some(table) = inner.catalog.get(schema, name) else {
+            if if_exists {
+                return Ok(false);
+            }
+            return Err(Error::not_found(format!("table {schema}.{name} does not exist; use IF EXISTS to allow that")));
+        };
+        let change = CatalogChange::DropTable { id: table.shared.stored.id };
+        self.log_change(&change, CatalogEdit::Drop(table)).await?;
+        Ok(true)
+    }
+
+    async fn log_change(&self, change: &CatalogChange, edit: CatalogEdit) -> Result<()> {
+        let frame = Frame::ddl(change.encode()?)?;
+        let effect = CatalogEffect { catalog: Arc::clone(&self.inner.catalog), edit };
+        let done = self.inner.log.submit(vec![frame], Box::new(effect)).await?;
+        done.await.map_err(|_| closed())?.map(drop)
+    }
+
+    /// Moves everything that is only in the log into Lance, and cuts the log.
+    ///
+    /// # Errors
+    /// The first failure; the rows stay in the log and in memory.
+    pub async fn flush(&self) -> Result<()> {
+        self.inner.flush_where(|table| table.tail.lock().unflushed().first_lsn.is_some()).await
+    }
+
+    /// Waits for commits under way, refuses new ones, and flushes.
+    ///
+    /// # Errors
+    /// As for [`flush`](Self::flush); nothing is lost then, the log is replayed when the directory is opened.
+    pub async fn close(&self) -> Result<()> {
+        self.inner.closed.store(true, Ordering::Release);
+        self.inner.log.close().await;
+        self.flush().await
+    }
+
+    /// The models in this directory.
+    pub fn models(&self) -> Arc<ModelStore> {
+        Arc::clone(&self.inner.models)
+    }
+
+    /// The directory.
+    pub fn dir(&self) -> &Path {
+        &self.inner.dir
+    }
+}
+
+impl Inner {
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+}
+
+enum CatalogEdit {
+    Create(Arc<Table>),
+    Drop(Arc<Table>),
+}
+
+struct CatalogEffect {
+    catalog: Arc<Catalog>,
+    edit: CatalogEdit,
+}
+
+impl Effect for CatalogEffect {
+    fn apply(self: Box<Self>, _first_lsn: u64, lsn: u64, _touched: &mut Touched) {
+        let mut state = self.catalog.state.write();
+        state.lsn = lsn;
+        match self.edit {
+            CatalogEdit::Create(table) => {
+                let definition = table.definition();
+                let key = (definition.schema_name.clone(), definition.name.clone());
+                state.next_table_id = state.next_table_id.max(table.shared.stored.id + 1);
+                state.tables.insert(key, table);
+            }
+            CatalogEdit::Drop(table) => {
+                let definition = table.definition();
+                state.tables.remove(&(definition.schema_name.clone(), definition.name.clone()));
+                table.shared.dropped.store(true, Ordering::Release);
+                table.shared.dir.dropped.store(true, Ordering::Release);
+                table.shared.flushed.notify_waiters();
+            }
+        }
+    }
+}
+
+fn limits(options: &StorageOptions) -> Limits {
+    Limits {
+        flush_bytes: options.flush_bytes,
+        flush_rows: options.flush_rows,
+        tail_limit_bytes: options.tail_limit_bytes,
+    }
+}
+
+fn table_dir(dir: &Path, table: &StoredTable) -> PathBuf {
+    dir.join("tables").join(table.uuid.to_string())
+}
+
+/// Creates the directories and takes the lock.
+fn prepare_dir(dir: &Path) -> Result<File> {
+    for path in [dir.to_owned(), dir.join("wal"), dir.join("tables")] {
+        std::fs::create_dir_all(&path).map_err(|e| Error::io(path.display(), e))?;
+    }
+    File::open(dir).and_then(|opened| opened.sync_all()).map_err(|e| Error::io(dir.display(), e))?;
+    let path = dir.join("LOCK");
+    let lock = File::options().create(true).truncate(false).write(true).open(&path);
+    let lock = lock.map_err(|e| Error::io(path.display(), e))?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(std::fs::TryLockError::WouldBlock) => Err(held(dir)),
+        Err(std::fs::TryLockError::Error(error)) => Err(Error::io(path.display(), error)),
+    }
+}
+
+/// Who holds the directory, from the `server.json` that a server leaves there.
+fn held(dir: &Path) -> Error {
+    let server = std::fs::read(dir.join("server.json")).ok();
+    let server: Option<serde_json::Value> = server.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    let holder = match &server {
+        Some(server) => {
+            let url = server.get("url").and_then(|url| url.as_str()).unwrap_or("an unknown address");
+            let pid = server.get("pid").map_or_else(|| "unknown".to_owned(), ToString::to_string);
+            format!("a server (pid {pid}) at {url}; connect to it with --server {url}, or stop it")
+        }
+        None => "another process; stop it first".to_owned(),
+    };
+    Error::new(ErrorKind::Unavailable, format!("the data directory {} is in use by {holder}", dir.display()))
+}
+
+/// The catalog after the log, without its tables' rows.
+fn recover_catalog(
+    disk: &dyn LogDisk,
+    log_dir: &Path,
+    checkpoint: Checkpoint,
+) -> Result<(CatalogState, HashMap<u32, StoredTable>)> {
+    let mut state = CatalogState {
+        next_table_id: checkpoint.next_table_id,
+        lsn: checkpoint.lsn,
+        checkpoint_lsn: checkpoint.lsn,
+        tables: BTreeMap::new(),
+    };
+    let mut tables: HashMap<u32, StoredTable> = checkpoint.tables.into_iter().map(|t| (t.id, t)).collect();
+    replay(disk, log_dir, |frames| {
+        let changes = frames.iter().filter(|frame| frame.kind == FrameKind::Ddl && frame.lsn > checkpoint.lsn);
+        for frame in changes {
+            state.lsn = frame.lsn;
+            match CatalogChange::decode(frame.payload)? {
+                CatalogChange::CreateTable { table } => {
+                    state.next_table_id = state.next_table_id.max(table.id + 1);
+                    tables.insert(table.id, table);
+                }
+                CatalogChange::DropTable { id } => drop(tables.remove(&id)),
+            }
+        }
+        Ok(())
+    })?;
+    Ok((state, tables))
+}
+
+async fn open_tables(
+    dir: &Path,
+    lance: &LanceStore,
+    options: &StorageOptions,
+    stored: HashMap<u32, StoredTable>,
+) -> Result<HashMap<u32, Arc<TableShared>>> {
+    let mut tables = HashMap::with_capacity(stored.len());
+    for (id, stored) in stored {
+        let table_dir = table_dir(dir, &stored);
+        let opened = lance.open(&table_dir).await?;
+        let shared = TableShared::new(stored, table_dir, Arc::clone(&options.clock));
+        if let Some((dataset, stamp)) = opened {
+            shared.reset(Some(dataset), stamp);
+        }
+        tables.insert(id, Arc::new(shared));
+    }
+    Ok(tables)
+}
+
+/// Replays the rows that Lance does not hold yet.
+fn recover_rows(
+    disk: &dyn LogDisk,
+    log_dir: &Path,
+    tables: &HashMap<u32, Arc<TableShared>>,
+    next_table_id: u32,
+) -> Result<Recovered> {
+    let positions: HashMap<u32, u64> =
+        tables.iter().map(|(id, table)| (*id, table.tail.lock().position())).collect();
+    let recovered = replay(disk, log_dir, |frames| {
+        let mut changes: BTreeMap<u32, (Vec<TailBatch>, Vec<u64>)> = BTreeMap::new();
+        let (Some(first), Some(last)) = (frames.first(), frames.last()) else { return Ok(()) };
+        for frame in frames.iter().filter(|frame| frame.kind != FrameKind::Ddl) {
+            let id = frame.table_id()?;
+            match (tables.get(&id), positions.get(&id)) {
+                (Some(table), Some(position)) if last.lsn > *position => {
+                    recover_frame(table, frame, changes.entry(id).or_default())?;
+                }
+                (None, _) if id >= next_table_id => {
+                    return Err(Error::corrupted(format!("rows of a table {id} that was never created")));
+                }
+                // Flushed, or of a table that was dropped later.
+                _ => {}
+            }
+        }
+        for (id, (added, removed)) in changes {
+            tables[&id].apply(added, removed, first.lsn, last.lsn);
+        }
+        Ok(())
+    })?;
+    tables.values().for_each(|table| table.publish());
+    Ok(recovered)
+}
+
+fn recover_frame(table: &TableShared, frame: &FrameRef<'_>, change: &mut (Vec<TailBatch>, Vec<u64>)) -> Result<()> {
+    if frame.kind == FrameKind::Delete {
+        change.1.extend(frame.decode_delete()?.1);
+        return Ok(());
+    }
+    let (_, mut next, batches) = frame.decode_rows()?;
+    for batch in batches {
+        let batch = validate::conform(&table.definition.columns, &batch, 0)?;
+        change.0.push(TailBatch { rows: table.number_rows(&batch, next)?, bytes: frame.len() });
+        next += batch.num_rows() as u64;
+    }
+    table.next_row_id.fetch_max(next, Ordering::AcqRel);
+    Ok(())
+}
+
+/// Removes the files of tables whose drop was logged before a crash kept them.
+fn remove_orphans(dir: &Path, tables: &HashMap<u32, Arc<TableShared>>) -> Result<()> {
+    let known: HashSet<&Path> = tables.values().map(|table| table.dir.path.as_path()).collect();
+    let tables_dir = dir.join("tables");
+    let entries = std::fs::read_dir(&tables_dir).map_err(|e| Error::io(tables_dir.display(), e))?;
+    for entry in entries {
+        let path = entry.map_err(|e| Error::io(tables_dir.display(), e))?.path();
+        if !known.contains(path.as_path()) {
+            tracing::info!(dir = %path.display(), "removing the files of a dropped table");
+            std::fs::remove_dir_all(&path).map_err(|e| Error::io(path.display(), e))?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,177 @@
+//! The flush service: moves the tails into Lance in the background and cuts the log behind them.
+//!
+//! A flush of one table is: freeze a prefix of the tail -> write files -> commit them, stamped with the log
+//! position -> swap the snapshot. Then, over all tables: checkpoint the catalog -> cut the log. A crash
+//! between any two of these loses nothing and doubles nothing, because the log is replayed only above the
+//! position that the newest Lance version carries.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use arrow_array::RecordBatch;
+use hypr_common::{Error, Result};
+
+use crate::database::Inner;
+use crate::lance_store::Stamp;
+use crate::options::FlushStep;
+use crate::schema::lance_schema;
+use crate::table::TableShared;
+use crate::tail::{Frozen, live_rows};
+
+/// Runs until the database is closed or dropped.
+pub(crate) async fn run(database: Weak<Inner>, wanted: Arc<tokio::sync::Notify>, tick: Duration) {
+    loop {
+        tokio::select! {
+            () = wanted.notified() => {}
+            () = tokio::time::sleep(tick) => {}
+        }
+        let Some(database) = database.upgrade() else { return };
+        if database.is_closed() {
+            return;
+        }
+        if let Err(error) = database.flush_due().await {
+            tracing::error!(%error, "a background flush failed; it will be tried again");
+        }
+    }
+}
+
+impl Inner {
+    /// Flushes the tables that are due, then cuts the log.
+    pub(crate) async fn flush_due(&self) -> Result<()> {
+        let options = &self.options;
+        let due = |table: &TableShared| {
+            let span = table.tail.lock().unflushed();
+            let age_us = options.clock.now_us().saturating_sub(span.since_us);
+            span.first_lsn.is_some()
+                && (span.bytes >= options.flush_bytes
+                    || span.rows >= options.flush_rows
+                    || age_us >= i64::try_from(options.flush_age.as_micros()).unwrap_or(i64::MAX))
+        };
+        self.flush_where(due).await
+    }
+
+    /// Flushes every table that has unflushed rows, then cuts the log.
+    pub(crate) async fn flush_where(&self, due: impl Fn(&TableShared) -> bool) -> Result<()> {
+        let mut result = Ok(());
+        let mut flushed = false;
+        for table in self.catalog.tables().iter().map(|table| &table.shared).filter(|table| due(table)) {
+            let outcome = self.flush_table(table).await;
+            *table.flush_error.lock() = outcome.as_ref().err().map(|e| (e.kind(), e.message().to_owned()));
+            table.flushed.notify_waiters();
+            match outcome {
+                Ok(()) => flushed = true,
+                // The other tables are flushed all the same.
+                Err(error) => result = Err(error),
+            }
+        }
+        if flushed {
+            self.cut_log()?;
+        }
+        result
+    }
+
+    async fn flush_table(&self, table: &Arc<TableShared>) -> Result<()> {
+        let _guard = table.flushing.lock().await;
+        if table.dropped.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        self.finish_earlier_flush(table).await?;
+        let Some(frozen) = table.tail.lock().freeze() else { return Ok(()) };
+        self.reached(FlushStep::Frozen)?;
+        let stamp = Stamp { lsn: frozen.lsn, next_row_id: table.next_row_id.load(Ordering::Acquire) };
+        let rows = rows_to_write(table, &frozen)?;
+        let schema = lance_schema(&table.definition.columns);
+        let dir = &table.dir.path;
+        let dataset = frozen.dataset.as_ref();
+        let transaction = self.lance.prepare_flush(dir, dataset, &schema, rows, &frozen.dead, stamp).await?;
+        self.reached(FlushStep::Written)?;
+        let committed = self.lance.commit(dir, dataset, transaction).await?;
+        self.reached(FlushStep::Committed)?;
+        self.install(table, committed, true);
+        self.reached(FlushStep::Installed)?;
+        self.compact(table).await
+    }
+
+    /// A flush that failed after its commit was sent may have landed; committing it again would double its
+    /// rows.
+    async fn finish_earlier_flush(&self, table: &Arc<TableShared>) -> Result<()> {
+        let Some(unfinished) = table.tail.lock().unfinished() else { return Ok(()) };
+        if let Some((dataset, stamp)) = self.lance.open(&table.dir.path).await? {
+            self.install(table, dataset, stamp.lsn == unfinished.lsn);
+        }
+        Ok(())
+    }
+
+    /// Shows readers `dataset`; with `flushed`, it holds the frozen prefix of the tail.
+    fn install(&self, table: &TableShared, dataset: lance::Dataset, flushed: bool) {
+        let dataset = Arc::new(dataset);
+        {
+            let mut tail = table.tail.lock();
+            if let Some((old, _)) = tail.flushed() {
+                table.superseded.lock().push((old.manifest().version, self.options.clock.now_us()));
+            }
+            if flushed {
+                tail.install(dataset);
+            } else {
+                tail.replace_dataset(dataset);
+            }
+        }
+        table.publish();
+    }
+
+    /// Joins small fragments and removes versions that no reader holds any more.
+    async fn compact(&self, table: &Arc<TableShared>) -> Result<()> {
+        let Some((dataset, lsn)) = table.tail.lock().flushed() else { return Ok(()) };
+        let options = &self.options;
+        let stamp = Stamp { lsn, next_row_id: table.next_row_id.load(Ordering::Acquire) };
+        let (fan_in, target) = (options.compaction_fan_in, options.compaction_target_rows);
+        let Some(compacted) = self.lance.compact(&table.dir.path, &dataset, fan_in, target, stamp).await? else {
+            return Ok(());
+        };
+        drop(dataset);
+        self.install(table, compacted, false);
+        let Some((dataset, _)) = table.tail.lock().flushed() else { return Ok(()) };
+        let keep_us = i64::try_from(options.version_retention.as_micros()).unwrap_or(i64::MAX);
+        let horizon = options.clock.now_us().saturating_sub(keep_us);
+        let oldest_needed = {
+            let mut superseded = table.superseded.lock();
+            superseded.retain(|(_, at)| *at > horizon);
+            superseded.iter().map(|(version, _)| *version).min()
+        };
+        self.lance.clean_up(&dataset, oldest_needed.unwrap_or(u64::MAX)).await
+    }
+
+    fn cut_log(&self) -> Result<()> {
+        // Read before the tables: what is applied later is above it.
+        let applied = self.log.applied_lsn();
+        let unflushed = self.catalog.tables();
+        let first = unflushed.iter().filter_map(|table| table.shared.tail.lock().unflushed().first_lsn).min();
+        self.catalog.checkpoint(&self.dir)?;
+        self.reached(FlushStep::Checkpointed)?;
+        self.log.cut(first.unwrap_or(u64::MAX).min(applied + 1))?;
+        self.reached(FlushStep::Cut)
+    }
+
+    fn reached(&self, step: FlushStep) -> Result<()> {
+        match &self.options.flush_hook {
+            Some(hook) => hook.reached(step),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The live rows of a frozen prefix in the form Lance keeps.
+fn rows_to_write(table: &TableShared, frozen: &Frozen) -> Result<Vec<RecordBatch>> {
+    let schema = lance_schema(&table.definition.columns);
+    let mut batches = Vec::with_capacity(frozen.batches.len());
+    for batch in &frozen.batches {
+        let live = live_rows(&batch.rows, &frozen.dead)?;
+        if live.num_rows() > 0 {
+            let bare = RecordBatch::try_new(Arc::clone(&schema), live.columns().to_vec())
+                .map_err(|e| Error::internal("a tail does not match its table").with_source(e))?;
+            batches.push(bare);
+        }
+    }
+    Ok(batches)
+}

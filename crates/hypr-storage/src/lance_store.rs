@@ -1,0 +1,388 @@
+//! Lance tables on a file system that syncs: opening, committing with the log position, compacting.
+//!
+//! Lance's `file://` path never syncs. Datasets are opened as `file-object-store://`, which goes through an
+//! object store, and a wrapper puts `LocalFileSystem::with_fsync(true)` in its place: data, deletion,
+//! transaction and manifest files and their directories are synced in the order they are written.
+//!
+//! Every commit carries [`POSITION_KEY`] and [`NEXT_ROW_ID_KEY`] on its `Transaction`. Appends and deletions
+//! of one flush are one commit (`Operation::Update`), so no version shows half a flush.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use arrow_array::RecordBatch;
+use arrow_array::cast::AsArray;
+use arrow_array::types::UInt64Type;
+use arrow_schema::SchemaRef;
+use datafusion::prelude::{col, lit};
+use futures::TryStreamExt;
+use hypr_common::{Error, ErrorKind, Result};
+use lance::Dataset;
+use lance::dataset::builder::DatasetBuilder;
+use lance::dataset::cleanup::CleanupPolicy;
+use lance::dataset::transaction::{Operation, Transaction, TransactionBuilder, UpdateMode};
+use lance::dataset::{CommitBuilder, InsertBuilder, ReadParams, WriteMode, WriteParams};
+use lance::session::Session;
+use lance_io::object_store::{ObjectStoreParams, WrappingObjectStore};
+use lance_table::format::Fragment;
+use object_store14::list::PaginatedListStore;
+use object_store14::local::LocalFileSystem;
+use object_store14::ObjectStore;
+
+use crate::ROW_ID_COLUMN;
+use crate::tail::{DeadRows, is_dead};
+
+/// Transaction property: every commit of the table up to this log position is in this version or an earlier one.
+pub const POSITION_KEY: &str = "hypr.wal_position";
+/// Transaction property: rows get ids from here on.
+pub const NEXT_ROW_ID_KEY: &str = "hypr.next_row_id";
+
+const INDEX_CACHE_BYTES: usize = 256 << 20;
+const METADATA_CACHE_BYTES: usize = 128 << 20;
+
+/// What a commit says about itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Stamp {
+    pub(crate) lsn: u64,
+    pub(crate) next_row_id: u64,
+}
+
+impl Stamp {
+    fn properties(self) -> Arc<HashMap<String, String>> {
+        Arc::new(HashMap::from([
+            (POSITION_KEY.to_owned(), self.lsn.to_string()),
+            (NEXT_ROW_ID_KEY.to_owned(), self.next_row_id.to_string()),
+        ]))
+    }
+
+    fn read(transaction: &Transaction) -> Option<Self> {
+        let properties = transaction.transaction_properties.as_ref()?;
+        let number = |key: &str| properties.get(key)?.parse().ok();
+        Some(Self { lsn: number(POSITION_KEY)?, next_row_id: number(NEXT_ROW_ID_KEY)? })
+    }
+}
+
+/// The directory of one table; removed when the table is dropped and its last reader is done.
+#[derive(Debug)]
+pub(crate) struct TableDir {
+    pub(crate) path: PathBuf,
+    pub(crate) dropped: std::sync::atomic::AtomicBool,
+}
+
+impl Drop for TableDir {
+    fn drop(&mut self) {
+        if self.dropped.load(std::sync::atomic::Ordering::Acquire)
+            && let Err(error) = std::fs::remove_dir_all(&self.path)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            tracing::warn!(dir = %self.path.display(), %error, "removing the files of a dropped table failed");
+        }
+    }
+}
+
+/// Puts the syncing file system where Lance would put its own.
+#[derive(Debug)]
+struct SyncedFiles {
+    outer: Option<Arc<dyn WrappingObjectStore>>,
+}
+
+impl WrappingObjectStore for SyncedFiles {
+    fn wrap(&self, prefix: &str, _original: Arc<dyn ObjectStore>) -> Arc<dyn ObjectStore> {
+        let synced: Arc<dyn ObjectStore> = Arc::new(LocalFileSystem::new().with_fsync(true));
+        match &self.outer {
+            Some(outer) => outer.wrap(prefix, synced),
+            None => synced,
+        }
+    }
+
+    fn wrap_paginated(&self, _: &str, _: Arc<dyn PaginatedListStore>) -> Option<Arc<dyn PaginatedListStore>> {
+        None
+    }
+}
+
+/// Opens and commits the Lance datasets of one database directory.
+#[derive(Clone, Debug)]
+pub(crate) struct LanceStore {
+    session: Arc<Session>,
+    store_params: ObjectStoreParams,
+}
+
+impl LanceStore {
+    /// `outer` sees every file operation before the disk does (tests).
+    pub(crate) fn new(outer: Option<Arc<dyn WrappingObjectStore>>) -> Self {
+        let wrapper: Arc<dyn WrappingObjectStore> = Arc::new(SyncedFiles { outer });
+        Self {
+            session: Arc::new(Session::new(INDEX_CACHE_BYTES, METADATA_CACHE_BYTES, Default::default())),
+            store_params: ObjectStoreParams { object_store_wrapper: Some(wrapper), ..Default::default() },
+        }
+    }
+
+    /// The newest version in `dir` and the newest stamp; `None` before the first flush.
+    pub(crate) async fn open(&self, dir: &Path) -> Result<Option<(Dataset, Stamp)>> {
+        if !dir.join("_versions").exists() {
+            return Ok(None);
+        }
+        let params = ReadParams {
+            session: Some(Arc::clone(&self.session)),
+            store_options: Some(self.store_params.clone()),
+            ..Default::default()
+        };
+        let dataset = DatasetBuilder::from_uri(uri(dir)?)
+            .with_read_params(params)
+            .load()
+            .await
+            .map_err(|e| lance_error(&format!("opening {}", dir.display()), e))?;
+        let stamp = newest_stamp(&dataset).await?;
+        Ok(Some((dataset, stamp)))
+    }
+
+    fn write_params(&self, mode: WriteMode, stamp: Stamp) -> WriteParams {
+        WriteParams {
+            mode,
+            store_params: Some(self.store_params.clone()),
+            session: Some(Arc::clone(&self.session)),
+            transaction_properties: Some(stamp.properties()),
+            skip_auto_cleanup: true,
+            ..Default::default()
+        }
+    }
+
+    /// Writes (and syncs) the files of a flush. `rows` have the schema [`crate::schema::lance_schema`].
+    pub(crate) async fn prepare_flush(
+        &self,
+        dir: &Path,
+        dataset: Option<&Arc<Dataset>>,
+        schema: &SchemaRef,
+        rows: Vec<RecordBatch>,
+        dead: &[DeadRows],
+        stamp: Stamp,
+    ) -> Result<Transaction> {
+        let rows = if rows.is_empty() && dataset.is_none() {
+            vec![RecordBatch::new_empty(Arc::clone(schema))]
+        } else {
+            rows
+        };
+        let written = match (dataset, rows.is_empty()) {
+            (_, true) => None,
+            (None, false) => {
+                let params = self.write_params(WriteMode::Create, stamp);
+                let uri = uri(dir)?;
+                Some(InsertBuilder::new(uri.as_str()).with_params(&params).execute_uncommitted(rows).await)
+            }
+            (Some(dataset), false) => {
+                let params = self.write_params(WriteMode::Append, stamp);
+                Some(InsertBuilder::new(Arc::clone(dataset)).with_params(&params).execute_uncommitted(rows).await)
+            }
+        };
+        let written = written.transpose().map_err(|e| lance_error("writing a flush", e))?;
+        let Some(dataset) = dataset else {
+            return written.ok_or_else(|| Error::internal("a first flush wrote nothing"));
+        };
+        let new_fragments = match written.map(|transaction| transaction.operation) {
+            None => Vec::new(),
+            Some(Operation::Append { fragments }) => fragments,
+            Some(other) => return Err(Error::internal(format!("an append became {}", other.name()))),
+        };
+        let (updated, removed) = delete_rows(dataset, dead).await?;
+        Ok(replacement(dataset, removed, updated, new_fragments, stamp))
+    }
+
+    /// Makes a prepared transaction the newest version; it is durable when this returns.
+    pub(crate) async fn commit(
+        &self,
+        dir: &Path,
+        dataset: Option<&Arc<Dataset>>,
+        transaction: Transaction,
+    ) -> Result<Dataset> {
+        let uri = uri(dir)?;
+        let builder = match dataset {
+            Some(dataset) => CommitBuilder::new(Arc::clone(dataset)),
+            None => CommitBuilder::new(uri.as_str())
+                .with_store_params(self.store_params.clone())
+                .with_session(Arc::clone(&self.session)),
+        };
+        builder
+            .with_skip_auto_cleanup(true)
+            .execute(transaction)
+            .await
+            .map_err(|e| lance_error("committing a flush", e))
+    }
+
+    /// Joins fragments of similar size; `None` when there is nothing to gain.
+    pub(crate) async fn compact(
+        &self,
+        dir: &Path,
+        dataset: &Arc<Dataset>,
+        fan_in: usize,
+        target_rows: usize,
+        stamp: Stamp,
+    ) -> Result<Option<Dataset>> {
+        let chosen = choose_fragments(dataset.fragments(), fan_in, target_rows);
+        if chosen.is_empty() {
+            return Ok(None);
+        }
+        let mut scanner = dataset.scan();
+        scanner.with_fragments(chosen.clone()).scan_in_order(true);
+        let stream = scanner.try_into_stream().await.map_err(|e| lance_error("compacting", e))?;
+        let params = self.write_params(WriteMode::Append, stamp);
+        let transaction = InsertBuilder::new(Arc::clone(dataset))
+            .with_params(&params)
+            .execute_uncommitted_stream(datafusion::physical_plan::SendableRecordBatchStream::from(stream))
+            .await
+            .map_err(|e| lance_error("compacting", e))?;
+        let Operation::Append { fragments } = transaction.operation else {
+            return Err(Error::internal("a compaction did not append"));
+        };
+        let removed = chosen.iter().map(|fragment| fragment.id).collect();
+        let transaction = replacement(dataset, removed, Vec::new(), fragments, stamp);
+        self.commit(dir, Some(dataset), transaction).await.map(Some)
+    }
+
+    /// Removes versions before `before_version`, and files that only they use. The newest stays, and with
+    /// it the newest stamp.
+    pub(crate) async fn clean_up(&self, dataset: &Dataset, before_version: u64) -> Result<()> {
+        let policy = CleanupPolicy {
+            before_version: Some(before_version.min(dataset.manifest().version)),
+            error_if_tagged_old_versions: false,
+            ..Default::default()
+        };
+        dataset.cleanup_with_policy(policy).await.map(drop).map_err(|e| lance_error("removing old versions", e))
+    }
+}
+
+/// One commit: fragments out, fragments changed, fragments in.
+fn replacement(
+    dataset: &Dataset,
+    removed_fragment_ids: Vec<u64>,
+    updated_fragments: Vec<Fragment>,
+    new_fragments: Vec<Fragment>,
+    stamp: Stamp,
+) -> Transaction {
+    let operation = if removed_fragment_ids.is_empty() && updated_fragments.is_empty() {
+        Operation::Append { fragments: new_fragments }
+    } else {
+        Operation::Update {
+            removed_fragment_ids,
+            updated_fragments,
+            new_fragments,
+            fields_modified: Vec::new(),
+            compacted_sstables: Vec::new(),
+            fields_for_preserving_frag_bitmap: Vec::new(),
+            update_mode: Some(UpdateMode::RewriteRows),
+            inserted_rows_filter: None,
+            updated_fragment_offsets: None,
+        }
+    };
+    TransactionBuilder::new(dataset.manifest().version, operation)
+        .transaction_properties(Some(stamp.properties()))
+        .build()
+}
+
+/// Writes deletion files for the rows of `dataset` that are in `dead`: changed fragments, and ids of
+/// fragments that have no row left.
+async fn delete_rows(dataset: &Arc<Dataset>, dead: &[DeadRows]) -> Result<(Vec<Fragment>, Vec<u64>)> {
+    let first = dead.iter().filter_map(|ids| ids.first()).min().copied();
+    let last = dead.iter().filter_map(|ids| ids.last()).max().copied();
+    let (Some(first), Some(last)) = (first, last) else {
+        return Ok((Vec::new(), Vec::new()));
+    };
+    let mut by_fragment: HashMap<u32, Vec<u32>> = HashMap::new();
+    let mut scanner = dataset.scan();
+    scanner
+        .project(&[ROW_ID_COLUMN])
+        .map_err(|e| lance_error("finding deleted rows", e))?
+        .with_row_address()
+        .filter_expr(col(ROW_ID_COLUMN).between(lit(first), lit(last)));
+    let mut stream = scanner.try_into_stream().await.map_err(|e| lance_error("finding deleted rows", e))?;
+    while let Some(batch) = stream.try_next().await.map_err(|e| lance_error("finding deleted rows", e))? {
+        let ids = batch.column(0).as_primitive::<UInt64Type>();
+        let addresses = batch.column(1).as_primitive::<UInt64Type>();
+        for (&id, &address) in ids.values().iter().zip(addresses.values()) {
+            if is_dead(dead, id) {
+                by_fragment.entry((address >> 32) as u32).or_default().push(address as u32);
+            }
+        }
+    }
+    let (mut updated, mut removed) = (Vec::new(), Vec::new());
+    for (fragment_id, offsets) in by_fragment {
+        let fragment = dataset
+            .get_fragment(fragment_id as usize)
+            .ok_or_else(|| Error::internal(format!("fragment {fragment_id} vanished during a flush")))?;
+        match fragment.extend_deletions(offsets).await.map_err(|e| lance_error("writing deletions", e))? {
+            Some(fragment) => updated.push(fragment.metadata().clone()),
+            None => removed.push(u64::from(fragment_id)),
+        }
+    }
+    Ok((updated, removed))
+}
+
+/// The fragments to join: the largest run of at least `fan_in` fragments within a factor of `fan_in` in size,
+/// and those that are mostly deleted.
+fn choose_fragments(fragments: &[Fragment], fan_in: usize, target_rows: usize) -> Vec<Fragment> {
+    let rows = |fragment: &Fragment| fragment.num_rows().unwrap_or(0);
+    let hollow = |fragment: &Fragment| {
+        let physical = fragment.physical_rows.unwrap_or(0);
+        physical > 0 && rows(fragment) * 2 < physical
+    };
+    let tier = |fragment: &Fragment| rows(fragment).max(1).ilog(fan_in.max(2));
+    let mut tiers: HashMap<u32, usize> = HashMap::new();
+    for fragment in fragments.iter().filter(|fragment| rows(fragment) < target_rows) {
+        *tiers.entry(tier(fragment)).or_default() += 1;
+    }
+    let full = tiers.iter().filter(|(_, count)| **count >= fan_in.max(2)).map(|(tier, _)| *tier).max();
+    let in_full_tier =
+        |fragment: &Fragment| rows(fragment) < target_rows && full.is_some_and(|full| tier(fragment) <= full);
+    fragments.iter().filter(|fragment| in_full_tier(fragment) || hollow(fragment)).cloned().collect()
+}
+
+/// Properties do not carry forward, and others may commit to the dataset too: walks back to the newest
+/// version that has a stamp.
+async fn newest_stamp(dataset: &Dataset) -> Result<Stamp> {
+    let mut version = dataset.manifest().version;
+    while version > 0 {
+        match dataset.read_transaction_by_version(version).await {
+            Ok(transaction) => {
+                if let Some(stamp) = transaction.as_ref().and_then(Stamp::read) {
+                    return Ok(stamp);
+                }
+            }
+            Err(lance::Error::DatasetNotFound { .. } | lance::Error::NotFound { .. }) => break,
+            Err(error) => return Err(lance_error("reading the log position of a table", error)),
+        }
+        version -= 1;
+    }
+    Err(Error::corrupted(format!(
+        "no version of {} says which log position it holds; restore the table from a backup",
+        dataset.uri()
+    )))
+}
+
+fn uri(dir: &Path) -> Result<String> {
+    let absolute = std::path::absolute(dir).map_err(|e| Error::io(dir.display(), e))?;
+    let path = absolute
+        .to_str()
+        .ok_or_else(|| Error::invalid(format!("the data directory {} is not UTF-8; rename it", dir.display())))?;
+    Ok(format!("file-object-store://{}", path.replace('%', "%25").replace(' ', "%20")))
+}
+
+/// A Lance error with the kind that tells the caller what to do.
+pub(crate) fn lance_error(what: &str, error: lance::Error) -> Error {
+    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(&error);
+    while let Some(inner) = source {
+        if let Some(io) = inner.downcast_ref::<std::io::Error>()
+            && matches!(io.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)
+        {
+            let message = format!("{what}: the disk is full; free space, nothing is lost");
+            return Error::new(ErrorKind::ResourceExhausted, message).with_source(error);
+        }
+        source = inner.source();
+    }
+    let kind = match &error {
+        lance::Error::InvalidInput { .. } => ErrorKind::InvalidInput,
+        lance::Error::NotSupported { .. } => ErrorKind::Unsupported,
+        lance::Error::CorruptFile { .. } => ErrorKind::Corrupted,
+        _ => ErrorKind::Internal,
+    };
+    Error::new(kind, format!("{what}: {error}")).with_source(error)
+}

@@ -1,0 +1,43 @@
+//! Durable tables of Arrow record batches, and the model files beside them.
+//!
+//! A write goes to the log (`wal`), is synced together with whatever else waits, and then lands in the
+//! table's in-memory tail (`tail`), where the next scan sees it. A background service (`flush`) moves tails
+//! into Lance datasets (`lance_store`), every commit of which says which log position it holds; after a crash
+//! the log is replayed above that position, so each acknowledged row is there exactly once.
+//!
+//! ```text
+//! DIR/LOCK                      held by the process that has the directory open
+//! DIR/catalog.json              checkpoint of the catalog, with its log position
+//! DIR/wal/<first_lsn>.wal       log segments
+//! DIR/tables/<uuid>/            one Lance dataset a table, hidden column `_hypr_row_id` last
+//! DIR/models/                   model files, see `models`
+//! ```
+//!
+//! Invariants: only this crate imports Lance; nothing is acknowledged before it is durable; a reader sees one
+//! snapshot between two commits; every queue is bounded.
+//! Deliberately absent: SQL planning (only filter and projection pushdown), and any network.
+
+mod catalog;
+mod database;
+mod flush;
+mod key_index;
+mod lance_store;
+pub mod models;
+mod options;
+mod scan;
+mod schema;
+mod table;
+mod tail;
+mod validate;
+pub mod wal;
+
+pub use catalog::TableDefinition;
+pub use database::Database;
+pub use lance_store::{NEXT_ROW_ID_KEY, POSITION_KEY};
+pub use models::ModelStore;
+pub use options::{FlushHook, FlushStep, StorageOptions};
+pub use scan::{ScanRequest, TableScanExec};
+pub use table::{Mutation, Table};
+
+/// The hidden column that numbers the rows of a table: `UInt64`, unique, never reused.
+pub const ROW_ID_COLUMN: &str = "_hypr_row_id";

@@ -1,0 +1,95 @@
+//! What a caller can set about a database directory.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hypr_common::Result;
+use hypr_common::clock::{Clock, SystemClock};
+
+use lance_io::object_store::WrappingObjectStore;
+
+use crate::wal::disk::{FileDisk, LogDisk};
+
+/// Thresholds and injected services of a [`Database`](crate::Database). The defaults suit a server with a
+/// few gigabytes of memory.
+#[derive(Clone, Debug)]
+pub struct StorageOptions {
+    /// A log segment that grows past this many bytes is followed by a new one. Default 64 MiB.
+    pub segment_bytes: u64,
+    /// Unflushed bytes of one table that start a flush. Default 64 MiB.
+    pub flush_bytes: usize,
+    /// Unflushed rows of one table that start a flush. Default 1,000,000.
+    pub flush_rows: usize,
+    /// Age of the oldest unflushed row that starts a flush. Default 5 s.
+    pub flush_age: Duration,
+    /// Unflushed bytes of one table at which its writers wait for a flush. Default 512 MiB.
+    pub tail_limit_bytes: usize,
+    /// Commits that may wait for the log at once; further writers wait for a place. Default 1,024.
+    pub queue_commits: usize,
+    /// Bytes of commits that may wait for the log at once. Default 64 MiB.
+    pub queue_bytes: usize,
+    /// Lance fragments of similar size that are joined into one. Default 8.
+    pub compaction_fan_in: usize,
+    /// Fragments of at least this many rows are left alone by compaction. Default 1,000,000.
+    pub compaction_target_rows: usize,
+    /// How long superseded Lance versions stay on disk for readers that still hold them. Default 1 h.
+    pub version_retention: Duration,
+    /// Flush and compact without being asked. Default true; off, only [`Database::flush`](crate::Database::flush)
+    /// and [`Database::close`](crate::Database::close) flush.
+    pub background_flush: bool,
+    /// Where the age of unflushed rows is read from.
+    pub clock: Arc<dyn Clock>,
+    /// Where log segments are written.
+    pub disk: Arc<dyn LogDisk>,
+    /// Sees every file operation on Lance tables before the disk does (tests, metering).
+    pub lance_wrapper: Option<Arc<dyn WrappingObjectStore>>,
+    /// Called at every step of a flush; a test stops there to see what a crash leaves behind.
+    pub flush_hook: Option<Arc<dyn FlushHook>>,
+}
+
+impl Default for StorageOptions {
+    fn default() -> Self {
+        Self {
+            segment_bytes: 64 << 20,
+            flush_bytes: 64 << 20,
+            flush_rows: 1_000_000,
+            flush_age: Duration::from_secs(5),
+            tail_limit_bytes: 512 << 20,
+            queue_commits: 1024,
+            queue_bytes: 64 << 20,
+            compaction_fan_in: 8,
+            compaction_target_rows: 1_000_000,
+            version_retention: Duration::from_secs(3600),
+            background_flush: true,
+            clock: Arc::new(SystemClock),
+            disk: Arc::new(FileDisk),
+            lance_wrapper: None,
+            flush_hook: None,
+        }
+    }
+}
+
+/// A point between two effects of a flush, in the order they happen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum FlushStep {
+    /// The prefix of the tail to flush is fixed; nothing is written.
+    Frozen,
+    /// Data and deletion files are written and synced; no Lance version refers to them.
+    Written,
+    /// The new Lance version is durable; readers still see the old one and the tail.
+    Committed,
+    /// Readers see the new version without the flushed tail; the log still holds the flushed frames.
+    Installed,
+    /// The catalog is checkpointed; the log is not cut.
+    Checkpointed,
+    /// Log segments that hold only flushed frames are gone.
+    Cut,
+}
+
+/// Observes flushes. An error ends the flush as a crash at that step would: the database must then be
+/// abandoned and opened again.
+pub trait FlushHook: Send + Sync + fmt::Debug {
+    /// Called when `step` has been reached.
+    fn reached(&self, step: FlushStep) -> Result<()>;
+}

@@ -1,0 +1,362 @@
+//! Reading a snapshot: one plan node with a partition for each group of Lance fragments and for the tail.
+
+use std::fmt;
+use std::sync::Arc;
+
+use arrow_array::RecordBatch;
+use arrow_schema::{Schema, SchemaRef};
+use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
+use datafusion::common::{DataFusionError, Statistics, stats::Precision};
+use datafusion::execution::TaskContext;
+use datafusion::logical_expr::{Expr, Operator, TableProviderFilterPushDown};
+use datafusion::physical_expr::EquivalenceProperties;
+use datafusion::physical_plan::execution_plan::{Boundedness, EmissionType};
+use datafusion::physical_plan::metrics::{BaselineMetrics, ExecutionPlanMetricsSet, MetricsSet};
+use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+use datafusion::physical_plan::{
+    DisplayAs, DisplayFormatType, ExecutionPlan, Partitioning, PlanProperties, SendableRecordBatchStream,
+};
+use futures::{Stream, StreamExt, TryStreamExt};
+use hypr_common::Result;
+use lance::Dataset;
+use lance_table::format::Fragment;
+
+use crate::ROW_ID_COLUMN;
+use crate::lance_store::lance_error;
+use crate::schema::row_id_field;
+use crate::table::TableShared;
+use crate::tail::{DeadRows, Snapshot, TailBatch, live_rows};
+
+/// Rows of a tail batch handed on at a time.
+const TAIL_CHUNK_ROWS: usize = 8192;
+
+/// What a reader wants of a table.
+#[derive(Clone, Debug, Default)]
+pub struct ScanRequest {
+    /// Positions in [`Table::schema`](crate::Table::schema); `None` for all columns.
+    pub projection: Option<Vec<usize>>,
+    /// Conjuncts that the caller checks again; those that [`Table::supports_filter`](crate::Table::supports_filter)
+    /// declines are ignored.
+    pub filters: Vec<Expr>,
+    /// Rows that are enough. Ignored when there are filters.
+    pub limit: Option<usize>,
+    /// Adds [`ROW_ID_COLUMN`] as the last column.
+    pub with_row_id: bool,
+}
+
+/// Plans a scan of the table's current snapshot.
+pub(crate) async fn plan(
+    table: &TableShared,
+    state: &dyn datafusion::catalog::Session,
+    request: ScanRequest,
+) -> Result<Arc<dyn ExecutionPlan>> {
+    let schema = &table.definition.columns;
+    let projection = request.projection.unwrap_or_else(|| (0..schema.fields().len()).collect());
+    let mut fields = schema.project(&projection)?.fields().to_vec();
+    if request.with_row_id {
+        fields.push(Arc::new(row_id_field()));
+    }
+    let output = Arc::new(Schema::new(fields));
+    let pushed: Vec<Expr> = request
+        .filters
+        .into_iter()
+        .filter(|filter| supports_filter(schema, filter) != TableProviderFilterPushDown::Unsupported)
+        .collect();
+    let snapshot = table.snapshot();
+    let limit = if pushed.is_empty() { request.limit } else { None };
+    let scan = Scan {
+        table: table.definition.qualified_name(),
+        row_id_at: schema.fields().len(),
+        projection,
+        with_row_id: request.with_row_id,
+        output,
+        filters: pushed,
+        limit,
+        snapshot,
+    };
+    let partitions = state.config().target_partitions().max(1);
+    let lance = scan.lance_partitions(partitions).await?;
+    Ok(Arc::new(TableScanExec::new(scan, lance)))
+}
+
+/// Filters that Lance evaluates for us: comparisons of columns of this table and literals.
+pub(crate) fn supports_filter(schema: &Schema, filter: &Expr) -> TableProviderFilterPushDown {
+    let simple = |expr: &Expr| match expr {
+        Expr::Column(column) => {
+            schema.field_with_name(&column.name).is_ok_and(|field| !field.data_type().is_nested())
+        }
+        Expr::BinaryExpr(binary) => matches!(
+            binary.op,
+            Operator::Eq
+                | Operator::NotEq
+                | Operator::Lt
+                | Operator::LtEq
+                | Operator::Gt
+                | Operator::GtEq
+                | Operator::And
+                | Operator::Or
+        ),
+        Expr::Literal(..)
+        | Expr::Not(_)
+        | Expr::IsNull(_)
+        | Expr::IsNotNull(_)
+        | Expr::IsTrue(_)
+        | Expr::IsFalse(_)
+        | Expr::Between(_)
+        | Expr::InList(_)
+        | Expr::Like(_) => true,
+        _ => false,
+    };
+    let mut supported = true;
+    let walked = filter.apply(|expr| {
+        supported &= simple(expr);
+        Ok(if supported { TreeNodeRecursion::Continue } else { TreeNodeRecursion::Stop })
+    });
+    if walked.is_ok() && supported {
+        TableProviderFilterPushDown::Inexact
+    } else {
+        TableProviderFilterPushDown::Unsupported
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Scan {
+    table: String,
+    /// Position of the row id in the stored columns.
+    row_id_at: usize,
+    projection: Vec<usize>,
+    with_row_id: bool,
+    output: SchemaRef,
+    filters: Vec<Expr>,
+    limit: Option<usize>,
+    snapshot: Arc<Snapshot>,
+}
+
+impl Scan {
+    /// One Lance plan for each group of fragments.
+    async fn lance_partitions(&self, partitions: usize) -> Result<Vec<Arc<dyn ExecutionPlan>>> {
+        let Some(dataset) = &self.snapshot.dataset else {
+            return Ok(Vec::new());
+        };
+        let mut plans = Vec::new();
+        for fragments in split_fragments(dataset.fragments(), partitions) {
+            plans.push(self.lance_plan(dataset, fragments).await?);
+        }
+        Ok(plans)
+    }
+
+    async fn lance_plan(&self, dataset: &Arc<Dataset>, fragments: Vec<Fragment>) -> Result<Arc<dyn ExecutionPlan>> {
+        let failed = |e| lance_error(&format!("scanning {}", self.table), e);
+        let mut scanner = dataset.scan();
+        let mut columns: Vec<&str> =
+            self.output.fields().iter().map(|field| field.name().as_str()).filter(|n| *n != ROW_ID_COLUMN).collect();
+        if self.needs_row_id() {
+            columns.push(ROW_ID_COLUMN);
+        }
+        scanner.project(&columns).map_err(failed)?.with_fragments(fragments);
+        if let Some(filter) = datafusion::logical_expr::utils::conjunction(self.filters.iter().cloned().map(unqualified))
+        {
+            scanner.filter_expr(filter);
+        }
+        if self.snapshot.dead.is_empty() && self.filters.is_empty() {
+            scanner.limit(self.limit.and_then(|limit| i64::try_from(limit).ok()), None).map_err(failed)?;
+        }
+        scanner.create_plan().await.map_err(failed)
+    }
+
+    /// Lance cannot project zero columns; the row id is the cheapest one.
+    fn needs_row_id(&self) -> bool {
+        self.with_row_id || !self.snapshot.dead.is_empty() || self.projection.is_empty()
+    }
+
+    /// A batch of [`Self::lance_plan`] without dead rows, in the output's form.
+    fn finish_lance(&self, batch: &RecordBatch) -> Result<RecordBatch, DataFusionError> {
+        let batch = if self.needs_row_id() { live_rows(batch, &self.snapshot.dead)? } else { batch.clone() };
+        let columns = batch.columns()[..self.output.fields().len()].to_vec();
+        self.output_batch(columns, batch.num_rows())
+    }
+
+    fn finish_tail(&self, batch: &TailBatch, start: usize) -> Result<RecordBatch, DataFusionError> {
+        let rows = batch.rows.slice(start, TAIL_CHUNK_ROWS.min(batch.rows.num_rows() - start));
+        let rows = live_rows(&rows, &self.snapshot.dead)?;
+        let mut columns: Vec<_> = self.projection.iter().map(|at| Arc::clone(rows.column(*at))).collect();
+        if self.with_row_id {
+            columns.push(Arc::clone(rows.column(self.row_id_at)));
+        }
+        self.output_batch(columns, rows.num_rows())
+    }
+
+    fn output_batch(
+        &self,
+        columns: Vec<arrow_array::ArrayRef>,
+        rows: usize,
+    ) -> Result<RecordBatch, DataFusionError> {
+        let options = arrow_array::RecordBatchOptions::new().with_row_count(Some(rows));
+        Ok(RecordBatch::try_new_with_options(Arc::clone(&self.output), columns, &options)?)
+    }
+}
+
+/// Lance knows columns by their bare names.
+fn unqualified(filter: Expr) -> Expr {
+    let rewritten = filter.clone().transform(|expr| {
+        Ok(match expr {
+            Expr::Column(column) => datafusion::common::tree_node::Transformed::yes(Expr::Column(
+                datafusion::common::Column::new_unqualified(column.name),
+            )),
+            other => datafusion::common::tree_node::Transformed::no(other),
+        })
+    });
+    rewritten.map_or(filter, |rewritten| rewritten.data)
+}
+
+/// At most `partitions` groups of consecutive fragments with about the same number of rows.
+fn split_fragments(fragments: &[Fragment], partitions: usize) -> Vec<Vec<Fragment>> {
+    let rows = |fragment: &Fragment| fragment.num_rows().or(fragment.physical_rows).unwrap_or(1);
+    let total: usize = fragments.iter().map(rows).sum();
+    let share = total.div_ceil(partitions).max(1);
+    let mut groups: Vec<Vec<Fragment>> = Vec::new();
+    let mut filled = share;
+    for fragment in fragments {
+        if filled >= share {
+            groups.push(Vec::new());
+            filled = 0;
+        }
+        filled += rows(fragment);
+        if let Some(group) = groups.last_mut() {
+            group.push(fragment.clone());
+        }
+    }
+    groups
+}
+
+/// The plan node of a table scan.
+#[derive(Debug)]
+pub struct TableScanExec {
+    scan: Arc<Scan>,
+    lance: Vec<Arc<dyn ExecutionPlan>>,
+    properties: Arc<PlanProperties>,
+    metrics: ExecutionPlanMetricsSet,
+}
+
+impl TableScanExec {
+    fn new(scan: Scan, lance: Vec<Arc<dyn ExecutionPlan>>) -> Self {
+        let tail = usize::from(!scan.snapshot.batches.is_empty());
+        let partitions = (lance.len() + tail).max(1);
+        let properties = PlanProperties::new(
+            EquivalenceProperties::new(Arc::clone(&scan.output)),
+            Partitioning::UnknownPartitioning(partitions),
+            EmissionType::Incremental,
+            Boundedness::Bounded,
+        );
+        Self { scan: Arc::new(scan), lance, properties: Arc::new(properties), metrics: ExecutionPlanMetricsSet::new() }
+    }
+
+    fn lance_stream(
+        &self,
+        plan: &Arc<dyn ExecutionPlan>,
+        context: Arc<TaskContext>,
+    ) -> Result<impl Stream<Item = Result<RecordBatch, DataFusionError>> + Send + use<>, DataFusionError> {
+        let scan = Arc::clone(&self.scan);
+        let parts = plan.properties().output_partitioning().partition_count();
+        let streams = (0..parts)
+            .map(|part| plan.execute(part, Arc::clone(&context)))
+            .collect::<Result<Vec<_>, _>>()?;
+        Ok(futures::stream::iter(streams).flatten().map(move |batch| scan.finish_lance(&batch?)))
+    }
+
+    fn tail_stream(&self) -> impl Stream<Item = Result<RecordBatch, DataFusionError>> + Send + use<> {
+        let scan = Arc::clone(&self.scan);
+        let chunks: Vec<(Arc<TailBatch>, usize)> = scan
+            .snapshot
+            .batches
+            .iter()
+            .flat_map(|batch| {
+                (0..batch.rows.num_rows()).step_by(TAIL_CHUNK_ROWS).map(move |start| (Arc::clone(batch), start))
+            })
+            .collect();
+        futures::stream::iter(chunks).map(move |(batch, start)| scan.finish_tail(&batch, start))
+    }
+}
+
+impl DisplayAs for TableScanExec {
+    fn fmt_as(&self, _: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let snapshot = &self.scan.snapshot;
+        let names: Vec<&str> = self.scan.output.fields().iter().map(|field| field.name().as_str()).collect();
+        let tail: usize = snapshot.batches.iter().map(|batch| batch.rows.num_rows()).sum();
+        write!(f, "TableScanExec: table={}, projection=[{}]", self.scan.table, names.join(", "))?;
+        if !self.scan.filters.is_empty() {
+            let filters: Vec<String> = self.scan.filters.iter().map(ToString::to_string).collect();
+            write!(f, ", filters=[{}]", filters.join(", "))?;
+        }
+        if let Some(limit) = self.scan.limit {
+            write!(f, ", limit={limit}")?;
+        }
+        if let Some(dataset) = &snapshot.dataset {
+            write!(f, ", version={}, fragments={}", dataset.manifest().version, dataset.fragments().len())?;
+        }
+        write!(f, ", tail_rows={tail}")
+    }
+}
+
+impl ExecutionPlan for TableScanExec {
+    fn name(&self) -> &'static str {
+        "TableScanExec"
+    }
+
+    fn properties(&self) -> &Arc<PlanProperties> {
+        &self.properties
+    }
+
+    fn children(&self) -> Vec<&Arc<dyn ExecutionPlan>> {
+        // The Lance plans are an inner matter: optimizer rules must not change them.
+        Vec::new()
+    }
+
+    fn with_new_children(
+        self: Arc<Self>,
+        _children: Vec<Arc<dyn ExecutionPlan>>,
+    ) -> Result<Arc<dyn ExecutionPlan>, DataFusionError> {
+        Ok(self)
+    }
+
+    fn execute(
+        &self,
+        partition: usize,
+        context: Arc<TaskContext>,
+    ) -> Result<SendableRecordBatchStream, DataFusionError> {
+        let metrics = BaselineMetrics::new(&self.metrics, partition);
+        let stream = match self.lance.get(partition) {
+            Some(plan) => self.lance_stream(plan, context)?.boxed(),
+            None => self.tail_stream().boxed(),
+        };
+        let counted = stream.inspect_ok(move |batch| metrics.record_output(batch.num_rows()));
+        let left = self.scan.limit.unwrap_or(usize::MAX);
+        let limited = counted.scan(left, |left, batch| {
+            let batch = match batch {
+                _ if *left == 0 => return futures::future::ready(None),
+                Ok(batch) if batch.num_rows() > *left => Ok(batch.slice(0, *left)),
+                other => other,
+            };
+            *left -= batch.as_ref().map_or(0, RecordBatch::num_rows);
+            futures::future::ready(Some(batch))
+        });
+        Ok(Box::pin(RecordBatchStreamAdapter::new(Arc::clone(&self.scan.output), limited)))
+    }
+
+    fn metrics(&self) -> Option<MetricsSet> {
+        Some(self.metrics.clone_inner())
+    }
+
+    fn partition_statistics(&self, partition: Option<usize>) -> Result<Arc<Statistics>, DataFusionError> {
+        let mut statistics = Statistics::new_unknown(&self.scan.output);
+        if partition.is_none() && self.scan.filters.is_empty() {
+            let (rows, exact) = self.scan.snapshot.rows();
+            statistics.num_rows = match self.scan.limit {
+                None if exact => Precision::Exact(rows),
+                None => Precision::Inexact(rows),
+                Some(limit) => Precision::Inexact(rows.min(limit)),
+            };
+        }
+        Ok(Arc::new(statistics))
+    }
+}

@@ -1,0 +1,413 @@
+//! One table: writes go through the log into the tail, reads see a snapshot.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use arc_swap::ArcSwap;
+use arrow_array::{ArrayRef, RecordBatch, UInt64Array};
+use arrow_schema::SchemaRef;
+use datafusion::prelude::SessionContext;
+use futures::TryStreamExt;
+use hypr_common::clock::Clock;
+use hypr_common::{Error, ErrorKind, Result};
+use parking_lot::Mutex;
+use tokio::sync::{Notify, OwnedMutexGuard, OwnedRwLockReadGuard, RwLock};
+
+use crate::catalog::{StoredTable, TableDefinition};
+use crate::key_index::{KeyIndex, Reservation};
+use crate::lance_store::{Stamp, TableDir};
+use crate::scan::{self, ScanRequest};
+use crate::schema::with_row_id;
+use crate::tail::{Snapshot, Tail, TailBatch};
+use crate::validate::conform;
+use crate::wal::frame::{FRAME_TARGET_BYTES, Frame};
+use crate::wal::writer::{Effect, Log, Touched, closed};
+
+/// Larger inserts are encoded on a blocking thread.
+const INLINE_ENCODE_BYTES: usize = 256 << 10;
+
+/// The state of a table that the log thread and the flush share with its [`Table`] handle.
+#[derive(Debug)]
+pub(crate) struct TableShared {
+    pub(crate) stored: StoredTable,
+    pub(crate) definition: TableDefinition,
+    /// The definition's columns and the row id.
+    pub(crate) row_schema: SchemaRef,
+    pub(crate) dir: Arc<TableDir>,
+    pub(crate) tail: Mutex<Tail>,
+    snapshot: ArcSwap<Snapshot>,
+    pub(crate) next_row_id: AtomicU64,
+    pub(crate) clock: Arc<dyn Clock>,
+    /// One flush or compaction at a time.
+    pub(crate) flushing: tokio::sync::Mutex<()>,
+    /// Lance versions that readers may still hold, and when they were superseded (microseconds).
+    pub(crate) superseded: Mutex<Vec<(u64, i64)>>,
+    /// Set when the table was dropped: writers are refused, flushes stop.
+    pub(crate) dropped: AtomicBool,
+    /// Woken after each flush, for writers that wait for room.
+    pub(crate) flushed: Notify,
+    /// Why the last flush failed.
+    pub(crate) flush_error: Mutex<Option<(ErrorKind, String)>>,
+}
+
+impl TableShared {
+    pub(crate) fn new(stored: StoredTable, dir: PathBuf, clock: Arc<dyn Clock>) -> Self {
+        let definition = stored.definition();
+        let row_schema = with_row_id(&definition.columns);
+        let dir = Arc::new(TableDir { path: dir, dropped: AtomicBool::new(false) });
+        let tail = Tail::new(None, 0);
+        Self {
+            snapshot: ArcSwap::from_pointee(tail.snapshot(&dir)),
+            tail: Mutex::new(tail),
+            stored,
+            definition,
+            row_schema,
+            dir,
+            next_row_id: AtomicU64::new(0),
+            clock,
+            flushing: tokio::sync::Mutex::default(),
+            superseded: Mutex::default(),
+            dropped: AtomicBool::new(false),
+            flushed: Notify::new(),
+            flush_error: Mutex::default(),
+        }
+    }
+
+    /// Starts from what Lance holds (recovery).
+    pub(crate) fn reset(&self, dataset: Option<lance::Dataset>, stamp: Stamp) {
+        *self.tail.lock() = Tail::new(dataset.map(Arc::new), stamp.lsn);
+        self.next_row_id.store(stamp.next_row_id, Ordering::Release);
+        self.publish();
+    }
+
+    /// Shows readers the current state.
+    pub(crate) fn publish(&self) {
+        let tail = self.tail.lock();
+        // Under the lock, so that snapshots are published in the order of the states they show.
+        self.snapshot.store(Arc::new(tail.snapshot(&self.dir)));
+    }
+
+    pub(crate) fn snapshot(&self) -> Arc<Snapshot> {
+        self.snapshot.load_full()
+    }
+
+    /// The rows of one frame, numbered from `first_row_id`.
+    pub(crate) fn number_rows(&self, batch: &RecordBatch, first_row_id: u64) -> Result<RecordBatch> {
+        let ids: ArrayRef =
+            Arc::new(UInt64Array::from_iter_values(first_row_id..first_row_id + batch.num_rows() as u64));
+        let mut columns = batch.columns().to_vec();
+        columns.push(ids);
+        Ok(RecordBatch::try_new(Arc::clone(&self.row_schema), columns)?)
+    }
+
+    /// Applies one commit: all of it is seen, or nothing.
+    pub(crate) fn apply(&self, added: Vec<TailBatch>, removed: Vec<u64>, first_lsn: u64, lsn: u64) {
+        let now_us = self.clock.now_us();
+        let mut tail = self.tail.lock();
+        if !removed.is_empty() {
+            tail.push_dead(removed, first_lsn, lsn, now_us);
+        }
+        for batch in added {
+            tail.push_rows(batch, first_lsn, lsn, now_us);
+        }
+    }
+
+    fn refuse_dropped(&self) -> Result<()> {
+        if self.dropped.load(Ordering::Acquire) {
+            return Err(Error::not_found(format!("table {} was dropped", self.definition.qualified_name())));
+        }
+        Ok(())
+    }
+}
+
+/// A handle on one table. Obtained from [`Database::table`](crate::Database::table).
+#[derive(Clone, Debug)]
+pub struct Table {
+    pub(crate) shared: Arc<TableShared>,
+    pub(crate) log: Arc<Log>,
+    /// Wakes the flush service.
+    pub(crate) flush_wanted: Arc<Notify>,
+    pub(crate) limits: Limits,
+    mutation: Arc<tokio::sync::Mutex<()>>,
+    /// `None` until the first writer that needs it. Writers hold it for reading until their commit is
+    /// applied, so that the index is built from a state without commits in flight.
+    keys: Arc<RwLock<Option<Arc<KeyIndex>>>>,
+}
+
+/// When writers wake the flush, and when they wait for it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    pub(crate) flush_bytes: usize,
+    pub(crate) flush_rows: usize,
+    pub(crate) tail_limit_bytes: usize,
+}
+
+impl Table {
+    pub(crate) fn new(shared: Arc<TableShared>, log: Arc<Log>, flush_wanted: Arc<Notify>, limits: Limits) -> Self {
+        Self { shared, log, flush_wanted, limits, mutation: Arc::default(), keys: Arc::default() }
+    }
+
+    /// What `CREATE TABLE` said.
+    pub fn definition(&self) -> &TableDefinition {
+        &self.shared.definition
+    }
+
+    /// The columns, without the row id.
+    pub fn schema(&self) -> SchemaRef {
+        Arc::clone(&self.shared.definition.columns)
+    }
+
+    /// Rows, as far as that is known without reading data.
+    pub fn approximate_rows(&self) -> Option<usize> {
+        Some(self.shared.snapshot().rows().0)
+    }
+
+    /// Adds rows in one commit, durable when this returns, and returns their number. If the future is
+    /// dropped, the commit either happens as a whole or not at all.
+    ///
+    /// # Errors
+    /// `InvalidInput` names the column and row that do not fit, `AlreadyExists` the duplicate key,
+    /// `ResourceExhausted` a full disk; then nothing is stored.
+    pub async fn insert(&self, batches: Vec<RecordBatch>) -> Result<u64> {
+        self.shared.refuse_dropped()?;
+        let batches = self.conform_all(&batches)?;
+        if batches.is_empty() {
+            return Ok(0);
+        }
+        self.wait_for_room().await?;
+        let change = self.stage(batches, Vec::new()).await?;
+        let rows = change.rows;
+        self.commit(change, None).await?;
+        Ok(rows)
+    }
+
+    /// Waits for its turn to change rows of this table; other mutations wait until the returned one is
+    /// used or dropped. Inserts go on meanwhile.
+    pub async fn begin_mutation(&self) -> Mutation {
+        let guard = Arc::clone(&self.mutation).lock_owned().await;
+        Mutation { table: self.clone(), guard }
+    }
+
+    /// A plan over one snapshot of the table: Lance fragments and the unflushed tail.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a projection outside of the schema.
+    pub async fn scan(
+        &self,
+        state: &dyn datafusion::catalog::Session,
+        request: ScanRequest,
+    ) -> Result<Arc<dyn datafusion::physical_plan::ExecutionPlan>> {
+        scan::plan(&self.shared, state, request).await
+    }
+
+    /// Whether [`scan`](Self::scan) makes use of `filter`. It never promises that every row it returns matches.
+    pub fn supports_filter(
+        &self,
+        filter: &datafusion::logical_expr::Expr,
+    ) -> datafusion::logical_expr::TableProviderFilterPushDown {
+        scan::supports_filter(&self.shared.definition.columns, filter)
+    }
+
+    fn conform_all(&self, batches: &[RecordBatch]) -> Result<Vec<RecordBatch>> {
+        let mut rows = 0;
+        let mut conformed = Vec::with_capacity(batches.len());
+        for batch in batches.iter().filter(|batch| batch.num_rows() > 0) {
+            conformed.push(conform(&self.shared.definition.columns, batch, rows)?);
+            rows += batch.num_rows();
+        }
+        Ok(conformed)
+    }
+
+    /// Back-pressure: writers wait while the tail is at its limit.
+    async fn wait_for_room(&self) -> Result<()> {
+        loop {
+            let flushed = self.shared.flushed.notified();
+            let full = self.shared.tail.lock().unflushed().bytes >= self.limits.tail_limit_bytes;
+            if !full {
+                return Ok(());
+            }
+            self.flush_wanted.notify_one();
+            flushed.await;
+            self.shared.refuse_dropped()?;
+            if let Some((kind, why)) = self.shared.flush_error.lock().as_ref() {
+                return Err(Error::new(
+                    *kind,
+                    format!("table {} takes no rows until it can be flushed: {why}", self.shared.definition.qualified_name()),
+                ));
+            }
+        }
+    }
+
+    /// Numbers rows, encodes frames and takes keys. `removed` (ascending) are rows the same commit deletes.
+    async fn stage(&self, batches: Vec<RecordBatch>, removed: Vec<u64>) -> Result<Change> {
+        let rows: usize = batches.iter().map(RecordBatch::num_rows).sum();
+        let first_row_id = self.shared.next_row_id.fetch_add(rows as u64, Ordering::AcqRel);
+        let (keys, reservation) = self.reserve(&batches, first_row_id, &removed).await?;
+        let shared = Arc::clone(&self.shared);
+        let bytes: usize = batches.iter().map(RecordBatch::get_array_memory_size).sum();
+        let encode = move || encode(&shared, &batches, first_row_id, &removed).map(|e| (e, removed));
+        let ((frames, added), removed) = if bytes <= INLINE_ENCODE_BYTES {
+            encode()?
+        } else {
+            tokio::task::spawn_blocking(encode).await.map_err(|_| closed())??
+        };
+        Ok(Change { rows: rows as u64, frames, added, removed, keys, reservation })
+    }
+
+    async fn reserve(
+        &self,
+        batches: &[RecordBatch],
+        first_row_id: u64,
+        removed: &[u64],
+    ) -> Result<(Option<KeyGuard>, Option<Reservation>)> {
+        if self.shared.definition.primary_key.is_empty() {
+            return Ok((None, None));
+        }
+        loop {
+            let guard = Arc::clone(&self.keys).read_owned().await;
+            if let Some(index) = guard.as_ref() {
+                let reservation = index.reserve(batches, first_row_id, removed)?;
+                return Ok((Some(guard), Some(reservation)));
+            }
+            drop(guard);
+            let mut keys = self.keys.write().await;
+            if keys.is_none() {
+                *keys = Some(self.build_index().await?);
+            }
+        }
+    }
+
+    async fn build_index(&self) -> Result<Arc<KeyIndex>> {
+        let definition = &self.shared.definition;
+        let index = KeyIndex::new(definition.qualified_name(), &definition.columns, &definition.primary_key)?;
+        let context = SessionContext::new();
+        let request =
+            ScanRequest { projection: Some(index.positions()), with_row_id: true, ..ScanRequest::default() };
+        let plan = scan::plan(&self.shared, &context.state(), request).await?;
+        let internal = |e| Error::internal(format!("reading the keys of {}: {e}", definition.qualified_name()));
+        let mut rows = datafusion::physical_plan::execute_stream(plan, context.task_ctx()).map_err(internal)?;
+        while let Some(batch) = rows.try_next().await.map_err(internal)? {
+            index.load(&batch)?;
+        }
+        Ok(Arc::new(index))
+    }
+
+    async fn commit(&self, change: Change, mutation: Option<OwnedMutexGuard<()>>) -> Result<()> {
+        let effect = ChangeEffect {
+            table: Arc::clone(&self.shared),
+            added: change.added,
+            removed: change.removed,
+            reservation: change.reservation,
+            keys: change.keys,
+            _mutation: mutation,
+            flush_wanted: Arc::clone(&self.flush_wanted),
+            limits: self.limits,
+        };
+        let done = self.log.submit(change.frames, Box::new(effect)).await?;
+        done.await.map_err(|_| closed())?.map(drop)
+    }
+}
+
+/// The right to delete and replace rows of one table. Row ids must come from a scan that began after
+/// [`Table::begin_mutation`] returned.
+#[derive(Debug)]
+pub struct Mutation {
+    table: Table,
+    guard: OwnedMutexGuard<()>,
+}
+
+impl Mutation {
+    /// Deletes rows in one commit, durable when this returns, and returns their number.
+    ///
+    /// # Errors
+    /// As for [`Table::insert`].
+    pub async fn delete(self, row_ids: Vec<u64>) -> Result<u64> {
+        self.replace(row_ids, Vec::new()).await
+    }
+
+    /// Deletes `row_ids` and adds `batches` in one commit, durable when this returns, and returns the
+    /// number of rows deleted. A new row may have the key of a deleted one.
+    ///
+    /// # Errors
+    /// As for [`Table::insert`].
+    pub async fn replace(self, mut row_ids: Vec<u64>, batches: Vec<RecordBatch>) -> Result<u64> {
+        self.table.shared.refuse_dropped()?;
+        row_ids.sort_unstable();
+        row_ids.dedup();
+        let batches = self.table.conform_all(&batches)?;
+        if row_ids.is_empty() && batches.is_empty() {
+            return Ok(0);
+        }
+        self.table.wait_for_room().await?;
+        let deleted = row_ids.len() as u64;
+        let change = self.table.stage(batches, row_ids).await?;
+        self.table.commit(change, Some(self.guard)).await?;
+        Ok(deleted)
+    }
+}
+
+type KeyGuard = OwnedRwLockReadGuard<Option<Arc<KeyIndex>>>;
+
+/// A change that is encoded and has its keys, ready for the log.
+struct Change {
+    rows: u64,
+    frames: Vec<Frame>,
+    added: Vec<TailBatch>,
+    removed: Vec<u64>,
+    keys: Option<KeyGuard>,
+    reservation: Option<Reservation>,
+}
+
+type Encoded = (Vec<Frame>, Vec<TailBatch>);
+
+fn encode(table: &TableShared, batches: &[RecordBatch], mut first_row_id: u64, removed: &[u64]) -> Result<Encoded> {
+    let (mut frames, mut added) = (Vec::new(), Vec::with_capacity(batches.len()));
+    for ids in removed.chunks(FRAME_TARGET_BYTES / size_of::<u64>()) {
+        frames.push(Frame::delete(table.stored.id, ids)?);
+    }
+    for batch in batches {
+        let pieces = batch.get_array_memory_size().div_ceil(FRAME_TARGET_BYTES).max(1);
+        let rows_per_piece = batch.num_rows().div_ceil(pieces).max(1);
+        for start in (0..batch.num_rows()).step_by(rows_per_piece) {
+            let piece = batch.slice(start, rows_per_piece.min(batch.num_rows() - start));
+            let frame = Frame::rows(table.stored.id, first_row_id, &piece)?;
+            let rows = table.number_rows(&piece, first_row_id)?;
+            added.push(TailBatch { rows, bytes: frame.len() });
+            frames.push(frame);
+            first_row_id += piece.num_rows() as u64;
+        }
+    }
+    Ok((frames, added))
+}
+
+struct ChangeEffect {
+    table: Arc<TableShared>,
+    added: Vec<TailBatch>,
+    removed: Vec<u64>,
+    // Before `keys`: the reservation is released while the index cannot be rebuilt.
+    reservation: Option<Reservation>,
+    keys: Option<KeyGuard>,
+    _mutation: Option<OwnedMutexGuard<()>>,
+    flush_wanted: Arc<Notify>,
+    limits: Limits,
+}
+
+impl Effect for ChangeEffect {
+    fn apply(self: Box<Self>, first_lsn: u64, lsn: u64, touched: &mut Touched) {
+        if let Some(reservation) = self.reservation {
+            reservation.confirm();
+        }
+        if !self.removed.is_empty() {
+            if let Some(index) = self.keys.as_ref().and_then(|keys| keys.as_ref()) {
+                index.remove(&self.removed);
+            }
+        }
+        self.table.apply(self.added, self.removed, first_lsn, lsn);
+        touched.add(&self.table);
+        let unflushed = self.table.tail.lock().unflushed();
+        if unflushed.bytes >= self.limits.flush_bytes || unflushed.rows >= self.limits.flush_rows {
+            self.flush_wanted.notify_one();
+        }
+    }
+}
