@@ -3,8 +3,6 @@
 
 use std::sync::Arc;
 
-use arrow_array::cast::AsArray;
-use arrow_array::types::Float32Type;
 use arrow_array::{Array, ArrayRef, FixedSizeListArray, Float32Array, RecordBatch, RecordBatchOptions, new_null_array};
 use arrow_cast::{CastOptions, cast_with_options};
 use arrow_schema::{DataType, Field, SchemaRef};
@@ -143,21 +141,20 @@ pub(crate) fn build(schema: &SchemaRef, columns: Vec<ArrayRef>, rows: usize) -> 
     Ok(RecordBatch::try_new_with_options(Arc::clone(schema), columns, &options)?)
 }
 
-/// The values of a `FixedSizeList<Float32>` or `List<Float32>` column, in tests and checks.
-#[cfg(test)]
-pub(crate) fn floats(array: &ArrayRef) -> Vec<f32> {
-    let values = match array.data_type() {
-        DataType::FixedSizeList(_, _) => array.as_fixed_size_list().values(),
-        _ => array.as_list::<i32>().values(),
-    };
-    values.as_primitive::<Float32Type>().values().to_vec()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use arrow_array::types::Float64Type;
+    use arrow_array::cast::AsArray;
+    use arrow_array::types::{Float32Type, Float64Type};
     use arrow_array::{ListArray, StringArray};
+
+    fn floats(array: &ArrayRef) -> Vec<f32> {
+        let values = match array.data_type() {
+            DataType::FixedSizeList(_, _) => array.as_fixed_size_list().values(),
+            _ => array.as_list::<i32>().values(),
+        };
+        values.as_primitive::<Float32Type>().values().to_vec()
+    }
 
     fn doubles(rows: &[Option<Vec<f64>>]) -> ArrayRef {
         let rows = rows.iter().map(|row| row.as_ref().map(|row| row.iter().map(|x| Some(*x)).collect::<Vec<_>>()));

@@ -329,7 +329,7 @@ fn write_op(plan: LogicalPlan) -> Result<(WriteOp, LogicalPlan)> {
     }
 }
 
-async fn delete_ids(mutation: hypr_storage::Mutation<'_>, batches: &[RecordBatch]) -> Result<u64> {
+async fn delete_ids(mutation: hypr_storage::Mutation, batches: &[RecordBatch]) -> Result<u64> {
     let mut ids = Vec::new();
     for batch in batches {
         ids.extend(row_ids(batch)?);

@@ -9,6 +9,7 @@
 //! error that leaves is a [`hypr_common::Error`] fit for a client.
 //! Deliberately absent: network protocols, model arithmetic, files.
 
+pub mod ai;
 mod catalog;
 mod convert;
 mod ddl;

@@ -1,0 +1,114 @@
+//! A database in a temporary directory and a session on it.
+
+use std::sync::Arc;
+
+use arrow::array::RecordBatch;
+use arrow::compute::concat_batches;
+use arrow::util::display::{ArrayFormatter, FormatOptions};
+use futures::future::BoxFuture;
+use futures::stream::BoxStream;
+use futures::{FutureExt, StreamExt, TryStreamExt, stream};
+use hypr_common::model::ModelMetadata;
+use hypr_common::principal::Principal;
+use hypr_common::{Error, Result};
+use hypr_inference::api::{EmbedRequest, GenerateRequest, Generation, Inference, Task, Token};
+use hypr_query::{Outcome, QueryEngine, QueryOptions, Session};
+use hypr_storage::{Database, StorageOptions};
+use tempfile::TempDir;
+
+/// A directory without models: every call of one is refused.
+#[derive(Debug)]
+struct NoModels;
+
+fn no_models() -> Error {
+    Error::not_found("no model is imported")
+}
+
+impl Inference for NoModels {
+    fn generate(&self, _: GenerateRequest) -> BoxFuture<'static, Result<Generation>> {
+        futures::future::err(no_models()).boxed()
+    }
+
+    fn generate_stream(&self, _: GenerateRequest) -> BoxStream<'static, Result<Token>> {
+        stream::iter([Err(no_models())]).boxed()
+    }
+
+    fn embed(&self, _: EmbedRequest) -> BoxFuture<'static, Result<Vec<Vec<f32>>>> {
+        futures::future::err(no_models()).boxed()
+    }
+
+    fn resolve(&self, _: Task, _: Option<&str>) -> Result<ModelMetadata> {
+        Err(no_models())
+    }
+}
+
+/// An open database; its directory goes when it is dropped.
+pub struct Fixture {
+    pub dir: TempDir,
+    pub database: Database,
+    pub session: Session,
+}
+
+impl Fixture {
+    pub async fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let database = Database::open(dir.path(), StorageOptions::default()).await.unwrap();
+        let engine = QueryEngine::new(database.clone(), Arc::new(NoModels), QueryOptions::default()).unwrap();
+        let session = engine.session(Principal::anonymous_local());
+        Self { dir, database, session }
+    }
+
+    pub async fn run(&self, sql: &str) -> Result<Outcome> {
+        self.session.execute(sql).await
+    }
+
+    pub async fn affected(&self, sql: &str) -> u64 {
+        match self.run(sql).await.unwrap() {
+            Outcome::Affected(rows) => rows,
+            Outcome::Rows(_) => panic!("{sql} gave rows"),
+        }
+    }
+
+    /// The rows of a query in one batch.
+    pub async fn query(&self, sql: &str) -> RecordBatch {
+        collect(self.run(sql).await.unwrap()).await.unwrap()
+    }
+
+    /// The rows of a query as text, cells parted by `|`.
+    pub async fn lines(&self, sql: &str) -> Vec<String> {
+        lines(&self.query(sql).await)
+    }
+
+    pub async fn error(&self, sql: &str) -> Error {
+        match self.run(sql).await {
+            Err(error) => error,
+            Ok(outcome) => match collect(outcome).await {
+                Err(error) => error,
+                Ok(_) => panic!("{sql} succeeded"),
+            },
+        }
+    }
+}
+
+pub async fn collect(outcome: Outcome) -> Result<RecordBatch> {
+    let Outcome::Rows(stream) = outcome else {
+        panic!("no rows: {outcome:?}");
+    };
+    let schema = stream.schema();
+    let batches: Vec<RecordBatch> = stream.try_collect().await.map_err(hypr_query::from_datafusion)?;
+    Ok(concat_batches(&schema, &batches)?)
+}
+
+pub fn lines(batch: &RecordBatch) -> Vec<String> {
+    cells(batch).into_iter().map(|row| row.join("|")).collect()
+}
+
+/// The cells of a batch as text.
+pub fn cells(batch: &RecordBatch) -> Vec<Vec<String>> {
+    let options = FormatOptions::default().with_null("NULL");
+    let columns: Vec<ArrayFormatter> =
+        batch.columns().iter().map(|column| ArrayFormatter::try_new(column, &options).unwrap()).collect();
+    (0..batch.num_rows())
+        .map(|row| columns.iter().map(|column| column.value(row).to_string()).collect())
+        .collect()
+}

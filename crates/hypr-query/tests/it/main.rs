@@ -1,0 +1,7 @@
+//! SQL against a real database in a temporary directory.
+
+mod harness;
+mod ingest;
+mod models;
+mod prepared;
+mod slt;
