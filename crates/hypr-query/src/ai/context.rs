@@ -1,0 +1,174 @@
+//! Gathers the rows of `USING CONTEXT (query)` into one row with a list of passages, in the query's order.
+
+use std::cmp::Ordering;
+use std::fmt;
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+
+use arrow_array::builder::{ListBuilder, StringBuilder};
+use arrow_array::{ArrayRef, RecordBatch};
+use arrow_schema::{DataType, Field, Schema, SchemaRef};
+use datafusion::common::{DFSchema, DFSchemaRef, Result, internal_err};
+use datafusion::execution::{SendableRecordBatchStream, TaskContext};
+use datafusion::logical_expr::{Expr, Extension, LogicalPlan, UserDefinedLogicalNodeCore};
+use datafusion::physical_expr::{Distribution, EquivalenceProperties, LexOrdering, OrderingRequirements, Partitioning};
+use datafusion::physical_plan::execution_plan::{Boundedness, EmissionType};
+use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, ExecutionPlanProperties, PlanProperties};
+use futures::{StreamExt, stream};
+
+use super::text;
+
+/// The column of passages.
+pub(super) const PASSAGES: &str = "__context";
+
+fn schema() -> SchemaRef {
+    let item = Arc::new(Field::new("item", DataType::Utf8, true));
+    Arc::new(Schema::new(vec![Field::new(PASSAGES, DataType::List(item), false)]))
+}
+
+/// The logical node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct ContextNode {
+    input: Arc<LogicalPlan>,
+    pub max_bytes: usize,
+    schema: DFSchemaRef,
+}
+
+impl ContextNode {
+    pub fn try_new(input: Arc<LogicalPlan>, max_bytes: usize) -> Result<Self> {
+        Ok(Self { input, max_bytes, schema: Arc::new(DFSchema::try_from(schema())?) })
+    }
+
+    /// The node as a plan.
+    pub fn into_plan(self) -> LogicalPlan {
+        LogicalPlan::Extension(Extension { node: Arc::new(self) })
+    }
+}
+
+impl Hash for ContextNode {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (&self.input, self.max_bytes).hash(state);
+    }
+}
+
+impl PartialOrd for ContextNode {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        self.input.partial_cmp(&other.input).filter(|order| order.is_ne() || self == other)
+    }
+}
+
+impl UserDefinedLogicalNodeCore for ContextNode {
+    fn name(&self) -> &str {
+        "Context"
+    }
+
+    fn inputs(&self) -> Vec<&LogicalPlan> {
+        vec![&self.input]
+    }
+
+    fn schema(&self) -> &DFSchemaRef {
+        &self.schema
+    }
+
+    fn expressions(&self) -> Vec<Expr> {
+        Vec::new()
+    }
+
+    fn fmt_for_explain(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Context: rows as passages")
+    }
+
+    fn with_exprs_and_inputs(&self, _: Vec<Expr>, mut inputs: Vec<LogicalPlan>) -> Result<Self> {
+        match (inputs.pop(), inputs.is_empty()) {
+            (Some(input), true) => Self::try_new(Arc::new(input), self.max_bytes),
+            _ => internal_err!("Context takes one input"),
+        }
+    }
+}
+
+/// The physical operator. It requires the order its input had when it was planned, so that no rule takes the
+/// sort of the query for useless.
+#[derive(Clone, Debug)]
+pub(super) struct ContextExec {
+    input: Arc<dyn ExecutionPlan>,
+    order: Option<LexOrdering>,
+    max_bytes: usize,
+    properties: Arc<PlanProperties>,
+}
+
+impl ContextExec {
+    pub fn new(input: Arc<dyn ExecutionPlan>, max_bytes: usize) -> Self {
+        let order = input.output_ordering().cloned();
+        let properties = PlanProperties::new(
+            EquivalenceProperties::new(schema()),
+            Partitioning::UnknownPartitioning(1),
+            EmissionType::Final,
+            Boundedness::Bounded,
+        );
+        Self { input, order, max_bytes, properties: Arc::new(properties) }
+    }
+}
+
+impl DisplayAs for ContextExec {
+    fn fmt_as(&self, _: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ContextExec: max_bytes={}", self.max_bytes)
+    }
+}
+
+impl ExecutionPlan for ContextExec {
+    fn name(&self) -> &str {
+        "ContextExec"
+    }
+
+    fn properties(&self) -> &Arc<PlanProperties> {
+        &self.properties
+    }
+
+    fn required_input_distribution(&self) -> Vec<Distribution> {
+        vec![Distribution::SinglePartition]
+    }
+
+    fn required_input_ordering(&self) -> Vec<Option<OrderingRequirements>> {
+        vec![self.order.clone().map(OrderingRequirements::from)]
+    }
+
+    fn benefits_from_input_partitioning(&self) -> Vec<bool> {
+        vec![false]
+    }
+
+    fn children(&self) -> Vec<&Arc<dyn ExecutionPlan>> {
+        vec![&self.input]
+    }
+
+    fn with_new_children(self: Arc<Self>, mut children: Vec<Arc<dyn ExecutionPlan>>) -> Result<Arc<dyn ExecutionPlan>> {
+        match (children.pop(), children.is_empty()) {
+            (Some(input), true) => Ok(Arc::new(Self { input, ..Self::clone(&self) })),
+            _ => internal_err!("ContextExec takes one input"),
+        }
+    }
+
+    fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
+        let rows = self.input.execute(partition, context)?;
+        let gathered = stream::once(gather(rows, self.max_bytes));
+        Ok(Box::pin(RecordBatchStreamAdapter::new(schema(), gathered)))
+    }
+}
+
+/// Reads passages until they exceed `max_bytes`; the one that does is the last.
+async fn gather(mut rows: SendableRecordBatchStream, max_bytes: usize) -> Result<RecordBatch> {
+    let mut passages = ListBuilder::new(StringBuilder::new());
+    let mut bytes = 0;
+    'rows: while let Some(batch) = rows.next().await {
+        for passage in text::passages(&batch?)?.into_iter().flatten() {
+            passages.values().append_value(&passage);
+            bytes += passage.len();
+            if bytes > max_bytes {
+                break 'rows;
+            }
+        }
+    }
+    passages.append(true);
+    let column: ArrayRef = Arc::new(passages.finish());
+    Ok(RecordBatch::try_new(schema(), vec![column])?)
+}

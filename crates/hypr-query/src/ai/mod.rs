@@ -1,0 +1,109 @@
+//! AI calls as a plan node of their own: `generate_response`, `embed`, `USING CONTEXT`.
+//!
+//! The way of a call through a statement:
+//! 1. [`using_context::rewrite_tokens`] turns `FROM model USING CONTEXT (query)` into a derived table, and
+//!    [`using_context::rewrite_statement`] turns named options (`model => 'x'`) into arguments, on the text's
+//!    tokens and syntax tree.
+//! 2. SQL planning sees marker functions ([`function`]) that have a type and no implementation, and `relation`
+//!    plans the derived table as a node that gathers its rows into passages.
+//! 3. [`hoist`], an analyzer rule, moves every call from whatever clause it is in into a [`node::GenerateNode`]
+//!    below, with the guard under which a row needs it.
+//! 4. [`tidy`], an optimizer rule, drops calls nobody reads and lets the node filter its own rows.
+//! 5. [`exec::GenerateExec`] asks the engine, a bounded number of requests at a time, and emits rows in order as
+//!    they finish.
+//!
+//! Invariants: a call runs once for each row that needs it and never for another; the output of every node a
+//! call is taken from keeps its schema; dropping the stream stops the requests it waits for.
+//! Deliberately absent: model arithmetic, prompts' templates and token budgets, which are the engine's.
+
+mod context;
+mod exec;
+mod function;
+mod hoist;
+mod node;
+mod options;
+mod planner;
+mod relation;
+mod text;
+mod tidy;
+pub mod using_context;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use datafusion::execution::session_state::SessionStateBuilder;
+use datafusion::logical_expr::ScalarUDF;
+use datafusion::physical_planner::ExtensionPlanner;
+use hypr_inference::api::Inference;
+
+use function::{AiFunction, AiUdf};
+
+/// Bounds of AI calls in one statement.
+#[derive(Clone, Debug)]
+pub struct AiOptions {
+    /// Generation requests one plan node keeps running at a time.
+    pub max_in_flight: usize,
+    /// Texts in one embedding request.
+    pub embed_batch: usize,
+    /// The most tokens one call may ask for.
+    pub max_tokens_limit: usize,
+    /// The most bytes of passages `USING CONTEXT` reads; the engine cuts them to the model's context anyway.
+    pub max_context_bytes: usize,
+    /// How long a request is offered again while the engine's queue is full.
+    pub busy_timeout: Duration,
+    /// Finished answers a plan node remembers for equal prompts.
+    pub cached_answers: usize,
+    /// Where the seeds of calls without a `seed` come from.
+    pub entropy: fn() -> u64,
+}
+
+impl Default for AiOptions {
+    fn default() -> Self {
+        Self {
+            max_in_flight: 8,
+            embed_batch: 64,
+            max_tokens_limit: 32_768,
+            max_context_bytes: 4 << 20,
+            busy_timeout: Duration::from_secs(300),
+            cached_answers: 4096,
+            entropy: process_entropy,
+        }
+    }
+}
+
+/// The randomness that the standard library seeds hash maps with.
+fn process_entropy() -> u64 {
+    use std::hash::{BuildHasher, Hasher, RandomState};
+    RandomState::new().build_hasher().finish()
+}
+
+/// Adds AI calls to a session: the functions, the rules and the planner of their node. Rules are added after
+/// those `builder` has; the builder's query planner is replaced (see [`extension_planner`] to keep another).
+pub fn install(builder: SessionStateBuilder, inference: Arc<dyn Inference>, options: AiOptions) -> SessionStateBuilder {
+    let options = Arc::new(options);
+    let planner = planner::AiQueryPlanner::new(Arc::clone(&inference), Arc::clone(&options));
+    let mut builder = builder
+        .with_analyzer_rule(Arc::new(hoist::HoistAiCalls::new(Arc::clone(&inference), Arc::clone(&options))))
+        .with_optimizer_rule(Arc::new(tidy::TidyGenerate))
+        .with_query_planner(Arc::new(planner));
+    // The rows of USING CONTEXT keep the order of its query.
+    if let Some(config) = builder.config() {
+        config.options_mut().sql_parser.enable_subquery_sort_elimination = false;
+    }
+    let relation = Arc::new(relation::ModelRelations::new(Arc::clone(&inference), options.max_context_bytes));
+    let relations = builder.relation_planners().get_or_insert_default();
+    relations.insert(0, relation);
+    builder.scalar_functions().get_or_insert_default().extend(functions(&inference));
+    builder
+}
+
+/// The planner of [`install`]'s plan nodes, for a query planner that has others as well.
+pub fn extension_planner(inference: Arc<dyn Inference>, options: AiOptions) -> Arc<dyn ExtensionPlanner + Send + Sync> {
+    Arc::new(planner::AiExtensionPlanner::new(inference, Arc::new(options)))
+}
+
+fn functions(inference: &Arc<dyn Inference>) -> impl Iterator<Item = Arc<ScalarUDF>> {
+    [AiFunction::Generate, AiFunction::Embed].into_iter().flat_map(|function| {
+        [false, true].map(|with_options| Arc::new(AiUdf::new(function, with_options, Arc::clone(inference)).into()))
+    })
+}
