@@ -359,8 +359,7 @@ fn recover_rows(
     tables: &HashMap<u32, Arc<TableShared>>,
     next_table_id: u32,
 ) -> Result<Recovered> {
-    let positions: HashMap<u32, u64> =
-        tables.iter().map(|(id, table)| (*id, table.tail.lock().position())).collect();
+    let positions: HashMap<u32, u64> = tables.iter().map(|(id, table)| (*id, table.tail.lock().position())).collect();
     let recovered = replay(disk, log_dir, |frames| {
         let mut changes: BTreeMap<u32, (Vec<TailBatch>, Vec<u64>)> = BTreeMap::new();
         let (Some(first), Some(last)) = (frames.first(), frames.last()) else { return Ok(()) };
@@ -383,7 +382,15 @@ fn recover_rows(
         Ok(())
     })?;
     tables.values().for_each(|table| table.publish());
-    Ok(recovered)
+    match tables.values().find(|table| positions[&table.stored.id] >= recovered.next_lsn) {
+        None => Ok(recovered),
+        Some(table) => Err(Error::corrupted(format!(
+            "the log in {} ends before position {} of table {}: segments are missing; restore them from a backup",
+            log_dir.display(),
+            positions[&table.stored.id],
+            table.definition.qualified_name()
+        ))),
+    }
 }
 
 fn recover_frame(table: &TableShared, frame: &FrameRef<'_>, change: &mut (Vec<TailBatch>, Vec<u64>)) -> Result<()> {

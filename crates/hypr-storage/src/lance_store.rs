@@ -26,9 +26,9 @@ use lance::dataset::{CommitBuilder, InsertBuilder, ReadParams, WriteMode, WriteP
 use lance::session::Session;
 use lance_io::object_store::{ObjectStoreParams, WrappingObjectStore};
 use lance_table::format::Fragment;
+use object_store14::ObjectStore;
 use object_store14::list::PaginatedListStore;
 use object_store14::local::LocalFileSystem;
-use object_store14::ObjectStore;
 
 use crate::ROW_ID_COLUMN;
 use crate::tail::{DeadRows, is_dead};
@@ -158,11 +158,8 @@ impl LanceStore {
         dead: &[DeadRows],
         stamp: Stamp,
     ) -> Result<Transaction> {
-        let rows = if rows.is_empty() && dataset.is_none() {
-            vec![RecordBatch::new_empty(Arc::clone(schema))]
-        } else {
-            rows
-        };
+        let rows =
+            if rows.is_empty() && dataset.is_none() { vec![RecordBatch::new_empty(Arc::clone(schema))] } else { rows };
         let written = match (dataset, rows.is_empty()) {
             (_, true) => None,
             (None, false) => {

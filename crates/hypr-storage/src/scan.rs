@@ -25,7 +25,7 @@ use crate::ROW_ID_COLUMN;
 use crate::lance_store::lance_error;
 use crate::schema::row_id_field;
 use crate::table::TableShared;
-use crate::tail::{DeadRows, Snapshot, TailBatch, live_rows};
+use crate::tail::{Snapshot, TailBatch, live_rows};
 
 /// Rows of a tail batch handed on at a time.
 const TAIL_CHUNK_ROWS: usize = 8192;
@@ -82,9 +82,7 @@ pub(crate) async fn plan(
 /// Filters that Lance evaluates for us: comparisons of columns of this table and literals.
 pub(crate) fn supports_filter(schema: &Schema, filter: &Expr) -> TableProviderFilterPushDown {
     let simple = |expr: &Expr| match expr {
-        Expr::Column(column) => {
-            schema.field_with_name(&column.name).is_ok_and(|field| !field.data_type().is_nested())
-        }
+        Expr::Column(column) => schema.field_with_name(&column.name).is_ok_and(|field| !field.data_type().is_nested()),
         Expr::BinaryExpr(binary) => matches!(
             binary.op,
             Operator::Eq
@@ -154,7 +152,8 @@ impl Scan {
             columns.push(ROW_ID_COLUMN);
         }
         scanner.project(&columns).map_err(failed)?.with_fragments(fragments);
-        if let Some(filter) = datafusion::logical_expr::utils::conjunction(self.filters.iter().cloned().map(unqualified))
+        if let Some(filter) =
+            datafusion::logical_expr::utils::conjunction(self.filters.iter().cloned().map(unqualified))
         {
             scanner.filter_expr(filter);
         }
@@ -186,11 +185,7 @@ impl Scan {
         self.output_batch(columns, rows.num_rows())
     }
 
-    fn output_batch(
-        &self,
-        columns: Vec<arrow_array::ArrayRef>,
-        rows: usize,
-    ) -> Result<RecordBatch, DataFusionError> {
+    fn output_batch(&self, columns: Vec<arrow_array::ArrayRef>, rows: usize) -> Result<RecordBatch, DataFusionError> {
         let options = arrow_array::RecordBatchOptions::new().with_row_count(Some(rows));
         Ok(RecordBatch::try_new_with_options(Arc::clone(&self.output), columns, &options)?)
     }
@@ -258,9 +253,7 @@ impl TableScanExec {
     ) -> Result<impl Stream<Item = Result<RecordBatch, DataFusionError>> + Send + use<>, DataFusionError> {
         let scan = Arc::clone(&self.scan);
         let parts = plan.properties().output_partitioning().partition_count();
-        let streams = (0..parts)
-            .map(|part| plan.execute(part, Arc::clone(&context)))
-            .collect::<Result<Vec<_>, _>>()?;
+        let streams = (0..parts).map(|part| plan.execute(part, Arc::clone(&context))).collect::<Result<Vec<_>, _>>()?;
         Ok(futures::stream::iter(streams).flatten().map(move |batch| scan.finish_lance(&batch?)))
     }
 

@@ -101,8 +101,7 @@ fn store_field(field: &Field, top_level: bool) -> Result<StoredColumn> {
     if !top_level && !field.metadata().is_empty() {
         return Err(unsupported(field, "JSON and VECTOR inside of lists and structs"));
     }
-    let metadata =
-        field.metadata().iter().filter(|(key, _)| !(known && extension.contains(&key.as_str())));
+    let metadata = field.metadata().iter().filter(|(key, _)| !(known && extension.contains(&key.as_str())));
     Ok(StoredColumn {
         name: field.name().clone(),
         data_type: store_type(field)?,
@@ -116,7 +115,9 @@ fn store_type(field: &Field) -> Result<StoredType> {
     Ok(match field.data_type() {
         DataType::FixedSizeList(child, dimension) if types::is_vector(field) => match child.data_type() {
             DataType::Float32 if *dimension > 0 => StoredType::Vector { dimension: Some(*dimension) },
-            DataType::Float32 => return Err(Error::invalid(format!("column {}: VECTOR needs at least one dimension", field.name()))),
+            DataType::Float32 => {
+                return Err(Error::invalid(format!("column {}: VECTOR needs at least one dimension", field.name())));
+            }
             _ => return Err(unsupported(field, "vectors of anything but 32-bit floats")),
         },
         DataType::List(child) if types::is_vector(field) && *child.data_type() == DataType::Float32 => {

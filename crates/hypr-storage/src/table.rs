@@ -233,7 +233,10 @@ impl Table {
             if let Some((kind, why)) = self.shared.flush_error.lock().as_ref() {
                 return Err(Error::new(
                     *kind,
-                    format!("table {} takes no rows until it can be flushed: {why}", self.shared.definition.qualified_name()),
+                    format!(
+                        "table {} takes no rows until it can be flushed: {why}",
+                        self.shared.definition.qualified_name()
+                    ),
                 ));
             }
         }
@@ -282,8 +285,7 @@ impl Table {
         let definition = &self.shared.definition;
         let index = KeyIndex::new(definition.qualified_name(), &definition.columns, &definition.primary_key)?;
         let context = SessionContext::new();
-        let request =
-            ScanRequest { projection: Some(index.positions()), with_row_id: true, ..ScanRequest::default() };
+        let request = ScanRequest { projection: Some(index.positions()), with_row_id: true, ..ScanRequest::default() };
         let plan = scan::plan(&self.shared, &context.state(), request).await?;
         let internal = |e| Error::internal(format!("reading the keys of {}: {e}", definition.qualified_name()));
         let mut rows = datafusion::physical_plan::execute_stream(plan, context.task_ctx()).map_err(internal)?;

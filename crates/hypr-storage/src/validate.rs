@@ -22,7 +22,8 @@ pub(crate) fn conform(schema: &SchemaRef, batch: &RecordBatch, first_row: usize)
         )));
     }
     let columns = schema.fields().iter().zip(batch.columns());
-    let columns = columns.map(|(field, column)| conform_column(field, column, first_row)).collect::<Result<Vec<_>>>()?;
+    let columns =
+        columns.map(|(field, column)| conform_column(field, column, first_row)).collect::<Result<Vec<_>>>()?;
     Ok(RecordBatch::try_new(Arc::clone(schema), columns)?)
 }
 

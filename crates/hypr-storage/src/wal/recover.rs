@@ -35,7 +35,6 @@ pub(crate) fn replay(
     let mut segments = list_segments(disk, dir)?;
     let mut next_lsn = segments.first().map_or(1, |segment| segment.first_lsn);
     let last = segments.len().saturating_sub(1);
-    let mut empty = Vec::new();
     for (index, segment) in segments.iter().enumerate() {
         if segment.first_lsn != next_lsn {
             return Err(Error::corrupted(format!(
@@ -53,14 +52,10 @@ pub(crate) fn replay(
             );
             disk.truncate(&segment.path, good as u64).map_err(|e| Error::io(segment.path.display(), e))?;
         }
-        if good <= SEGMENT_HEADER_BYTES {
-            empty.push(segment.clone());
-        }
     }
-    for segment in empty {
-        disk.remove(&segment.path).map_err(|e| Error::io(segment.path.display(), e))?;
-        segments.retain(|kept| *kept != segment);
-    }
+    // An empty last segment stays on disk, where its name says how far the log has come; the writer
+    // starts there and replaces it.
+    segments.retain(|segment| segment.first_lsn < next_lsn);
     Ok(Recovered { segments, next_lsn })
 }
 

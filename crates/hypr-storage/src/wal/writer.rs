@@ -212,7 +212,10 @@ impl Writer {
             if let Err(again) = file.truncate(self.len) {
                 self.poisoned = Some(format!("a failed write could not be taken back: {again}"));
             }
-            return Err(Error::io("writing to the log failed and nothing was stored; free disk space and retry", error));
+            return Err(Error::io(
+                "writing to the log failed and nothing was stored; free disk space and retry",
+                error,
+            ));
         }
         if let Err(error) = file.sync() {
             self.poisoned = Some(format!("syncing the log failed: {error}"));
