@@ -263,11 +263,13 @@ fn unknown_key(key: &str, origin: &str) -> Error {
 }
 
 fn closest_key(key: &str) -> &'static str {
-    // A right name in the wrong section is closer than a similar spelling in the right one.
+    // A right name in the wrong section is closer than a similar spelling in the right one, and a part of a
+    // name (`memory` for `memory_limit_mb`) is closer than both.
     let name = key.rsplit('.').next().unwrap_or(key);
     let distance = |known: &str| {
         let known_name = known.rsplit('.').next().unwrap_or(known);
-        (edit_distance(name, known_name), edit_distance(key, known))
+        let part = known_name.contains(name) || name.contains(known_name);
+        (!part, edit_distance(name, known_name), edit_distance(key, known))
     };
     KEYS.iter().copied().min_by_key(|known| distance(known)).unwrap_or("server.port")
 }

@@ -109,7 +109,7 @@ async fn the_server_describes_itself() {
     let server = Server::start(dir.path()).await;
     let mut sql = server.client().await;
     let info = sql.get_sql_info(Vec::new()).await;
-    assert!(answer(&mut sql, info).await.num_rows() > 80);
+    assert!(answer(&mut sql, info).await.num_rows() > 70);
     let info = sql.get_sql_info(vec![SqlInfo::FlightSqlServerName, SqlInfo::FlightSqlServerBulkIngestion]).await;
     assert_eq!(answer(&mut sql, info).await.num_rows(), 2);
     let info = sql.get_xdbc_type_info(CommandGetXdbcTypeInfo { data_type: None }).await;
