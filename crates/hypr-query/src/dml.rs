@@ -36,7 +36,7 @@ pub(crate) async fn insert(
     let schema = target.schema();
     let batches = match source {
         InsertSource::Parameters { columns, parameters } if params.num_columns() > 0 => {
-            vec![from_parameters(&schema, table, columns, parameters, params)?]
+            vec![from_parameters(&schema, columns, parameters, params)?]
         }
         _ => planned_rows(session, plan, source, &schema, params).await?,
     };
@@ -50,19 +50,10 @@ pub(crate) async fn insert(
 /// The parameter batch as rows of the table, without planning.
 fn from_parameters(
     schema: &SchemaRef,
-    table: &TableRef,
     columns: &[String],
     parameters: &[usize],
     params: &RecordBatch,
 ) -> Result<RecordBatch> {
-    if columns.is_empty() && parameters.len() != schema.fields().len() {
-        return Err(Error::invalid(format!(
-            "table \"{}\" has {} columns and the statement gives {}",
-            table.name,
-            schema.fields().len(),
-            parameters.len()
-        )));
-    }
     let arrays = schema
         .fields()
         .iter()

@@ -17,7 +17,7 @@ use hypr_storage::Database;
 use crate::catalog::Catalog;
 use crate::dialect::operators::JsonOperators;
 use crate::dialect::types::HyprTypePlanner;
-use crate::{CATALOG, DEFAULT_SCHEMA, Session, TableInfo, error, functions};
+use crate::{AiOptions, CATALOG, DEFAULT_SCHEMA, Session, TableInfo, ai, error, functions};
 
 /// How many of the largest memory consumers an out-of-memory error names.
 const NAMED_CONSUMERS: usize = 3;
@@ -36,6 +36,8 @@ pub struct QueryOptions {
     pub target_partitions: usize,
     /// Rows in a batch.
     pub batch_rows: usize,
+    /// Bounds of AI calls.
+    pub ai: AiOptions,
 }
 
 impl Default for QueryOptions {
@@ -46,6 +48,7 @@ impl Default for QueryOptions {
             temp_limit_bytes: 64 << 30,
             target_partitions: std::thread::available_parallelism().map_or(1, usize::from),
             batch_rows: 8192,
+            ai: AiOptions::default(),
         }
     }
 }
@@ -116,19 +119,17 @@ impl QueryEngine {
     }
 }
 
-fn session_state(catalog: &Catalog, _inference: &Arc<dyn Inference>, options: &QueryOptions) -> Result<SessionState> {
-    let builder = SessionStateBuilder::new()
+fn session_state(catalog: &Catalog, inference: &Arc<dyn Inference>, options: &QueryOptions) -> Result<SessionState> {
+    let mut builder = SessionStateBuilder::new()
         .with_config(config(options))
         .with_runtime_env(runtime(options)?)
         .with_default_features()
         .with_catalog_list(Arc::new(catalog.clone()))
         .with_type_planner(Arc::new(HyprTypePlanner));
-    let mut state = builder.build();
-    datafusion_functions_json::register_all(&mut state).map_err(error::from_datafusion)?;
-    let mut state = SessionStateBuilder::new_from_existing(state);
     // Before the planner of the JSON crate, whose `->` gives a union that clients cannot read.
-    state.expr_planners().get_or_insert_default().insert(0, Arc::new(JsonOperators));
-    let mut state = state.build();
+    builder.expr_planners().get_or_insert_default().insert(0, Arc::new(JsonOperators));
+    let mut state = ai::install(builder, Arc::clone(inference), options.ai.clone()).build();
+    datafusion_functions_json::register_all(&mut state).map_err(error::from_datafusion)?;
     for function in functions::all() {
         state.register_udf(function).map_err(error::from_datafusion)?;
     }

@@ -27,6 +27,7 @@ mod shape;
 mod statement;
 
 pub use dialect::split::{ScriptStatement, is_incomplete, split_statements};
+pub use ai::AiOptions;
 pub use engine::{QueryEngine, QueryOptions};
 pub use error::from_datafusion;
 pub use session::Session;

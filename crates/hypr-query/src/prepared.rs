@@ -28,7 +28,7 @@ pub(crate) struct PreparedPlan {
 #[derive(Clone, Debug)]
 pub(crate) enum Action {
     Query,
-    Insert { table: TableRef, source: InsertSource },
+    Insert { table: TableRef, source: InsertSource, width: InsertWidth },
     Update(TableRef),
     Delete(TableRef),
     Truncate { tables: Vec<TableRef>, if_exists: bool },
@@ -48,13 +48,44 @@ pub(crate) enum InsertSource {
     Query,
 }
 
+/// How many columns an `INSERT` names and how many values its first row has.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct InsertWidth {
+    pub columns: usize,
+    pub values: Option<usize>,
+}
+
+impl InsertWidth {
+    /// # Errors
+    /// When the values are more or fewer than the columns they are for.
+    pub(crate) fn check(self, table: &TableRef, table_columns: usize) -> Result<()> {
+        let Some(values) = self.values else {
+            return Ok(());
+        };
+        match self.columns {
+            0 if values != table_columns => {
+                Err(Error::invalid(format!("table \"{table}\" has {table_columns} columns and VALUES has {values}")))
+            }
+            0 => Ok(()),
+            columns if values != columns => {
+                Err(Error::invalid(format!("the statement names {columns} columns and VALUES has {values}")))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 impl Action {
     pub(crate) fn of(statement: &Statement) -> Result<Self> {
         let Statement::Statement(sql) = statement else {
             return Ok(Self::Query);
         };
         Ok(match sql.as_ref() {
-            Sql::Insert(insert) => Self::Insert { table: insert_target(insert)?, source: insert_source(insert)? },
+            Sql::Insert(insert) => Self::Insert {
+                table: insert_target(insert)?,
+                source: insert_source(insert)?,
+                width: InsertWidth { columns: insert.columns.len(), values: values_width(insert) },
+            },
             Sql::Update(update) => Self::Update(target(&update.table)?),
             Sql::Delete(delete) => {
                 let (FromTable::WithFromKeyword(from) | FromTable::WithoutKeyword(from)) = &delete.from;
@@ -145,6 +176,13 @@ fn insert_source(insert: &Insert) -> Result<InsertSource> {
             Ok(InsertSource::Parameters { columns, parameters })
         }
         _ => Ok(InsertSource::OneRow),
+    }
+}
+
+fn values_width(insert: &Insert) -> Option<usize> {
+    match insert.source.as_ref()?.body.as_ref() {
+        SetExpr::Values(values) => values.rows.first().map(|row| row.content.len()),
+        _ => None,
     }
 }
 

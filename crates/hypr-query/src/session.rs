@@ -13,6 +13,7 @@ use datafusion::physical_plan::{collect, execute_stream};
 use futures::{StreamExt, stream};
 use hypr_common::principal::Principal;
 use hypr_common::{Error, Result, types};
+use hypr_inference::api::Task;
 
 use crate::catalog::Catalog;
 use crate::planner::Planner;
@@ -58,7 +59,7 @@ impl Session {
     /// `InvalidInput` with a position for bad SQL, `NotFound` for an unknown table, `Unsupported` for a
     /// statement that is not served.
     pub async fn prepare(&self, sql: &str) -> Result<Prepared> {
-        let statement = Arc::new(dialect::parse(sql)?);
+        let statement = Arc::new(dialect::parse(sql, self)?);
         let action = Action::of(&statement)?;
         let mut plan = PreparedPlan { statement, action, parameters: Vec::new() };
         let mut result_schema: SchemaRef = Arc::new(Schema::empty());
@@ -81,8 +82,8 @@ impl Session {
     async fn plan_of(&self, plan: &PreparedPlan) -> Result<Option<LogicalPlan>> {
         let target = match &plan.action {
             Action::Query => None,
-            Action::Insert { table, .. } => {
-                self.catalog().stored(table)?;
+            Action::Insert { table, width, .. } => {
+                width.check(table, self.catalog().stored(table)?.schema().fields().len())?;
                 None
             }
             Action::Update(table) | Action::Delete(table) => Some(table),
@@ -96,7 +97,7 @@ impl Session {
     /// # Errors
     /// As [`Session::prepare`], and whatever running it meets.
     pub async fn execute(&self, sql: &str) -> Result<Outcome> {
-        let statement = Arc::new(dialect::parse(sql)?);
+        let statement = Arc::new(dialect::parse(sql, self)?);
         let action = Action::of(&statement)?;
         let plan = PreparedPlan { statement, action, parameters: Vec::new() };
         self.run(&plan, &no_parameters()).await
@@ -134,7 +135,10 @@ impl Session {
     async fn run(&self, plan: &PreparedPlan, params: &RecordBatch) -> Result<Outcome> {
         match &plan.action {
             Action::Query => self.run_query(plan, params).await.map(Outcome::Rows),
-            Action::Insert { table, source } => dml::insert(self, plan, table, source, params).await,
+            Action::Insert { table, source, width } => {
+                width.check(table, self.catalog().stored(table)?.schema().fields().len())?;
+                dml::insert(self, plan, table, source, params).await
+            }
             Action::Update(table) => dml::update(self, plan, table, params).await,
             Action::Delete(table) => dml::delete(self, plan, table, params).await,
             Action::Truncate { tables, if_exists } => dml::truncate(self, tables, *if_exists).await,
@@ -202,6 +206,17 @@ impl Session {
 
     pub(crate) fn planner<'a>(&'a self, state: &'a SessionState) -> Planner<'a> {
         Planner { state, catalog: self.catalog() }
+    }
+}
+
+impl dialect::Names for Session {
+    fn is_table(&self, name: &str) -> bool {
+        self.catalog().stored(&crate::TableRef::bare(name)).is_ok()
+            || self.catalog().model_table(crate::DEFAULT_SCHEMA, name).is_some()
+    }
+
+    fn is_model(&self, name: &str) -> bool {
+        self.engine.inference().resolve(Task::Generate, Some(name)).is_ok()
     }
 }
 

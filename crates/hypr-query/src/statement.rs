@@ -71,7 +71,7 @@ impl TableRef {
 
 impl fmt::Display for TableRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.schema {
+        match self.schema.as_deref().filter(|schema| *schema != crate::DEFAULT_SCHEMA) {
             Some(schema) => write!(f, "{schema}.{}", self.name),
             None => f.write_str(&self.name),
         }

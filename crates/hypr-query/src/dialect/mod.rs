@@ -3,7 +3,8 @@
 //! 1. The token pass ([`TOKEN_PASSES`]) rewrites what no grammar of sqlparser takes; tokens keep the
 //!    positions of the text, so errors point into what the user wrote.
 //! 2. sqlparser parses the tokens with [`sql_dialect`].
-//! 3. [`guards`] refuses what DataFusion would run and a database server must not (files, settings).
+//! 3. [`guards`] refuses what DataFusion would run and a database server must not (files, settings), and the
+//!    tree pass ([`AST_PASSES`]) rewrites what parses and would be planned wrongly.
 //! 4. [`types`], [`ddl`] and [`operators`] are hooks that planning calls.
 //!
 //! Invariant: a rewrite is a file of its own with an `.slt` file of its own.
@@ -11,6 +12,7 @@
 pub(crate) mod ddl;
 pub(crate) mod guards;
 pub(crate) mod operators;
+mod assignments;
 mod placeholders;
 pub(crate) mod split;
 mod sql_dialect;
@@ -20,7 +22,7 @@ use datafusion::sql::parser::{DFParserBuilder, Statement};
 use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan, Tokenizer};
 use hypr_common::{Error, Result};
 
-use crate::error;
+use crate::{ai, error};
 use sql_dialect::HyprDialect;
 
 /// Statements nested deeper than this are refused; the parser recurses.
@@ -32,13 +34,32 @@ pub(crate) const MAX_STATEMENT_BYTES: usize = 16 << 20;
 type TokenPass = fn(Vec<TokenWithSpan>) -> Result<Vec<TokenWithSpan>>;
 
 /// In the order they run.
-const TOKEN_PASSES: &[TokenPass] = &[placeholders::number_placeholders];
+const TOKEN_PASSES: &[TokenPass] = &[placeholders::number_placeholders, ai::using_context::rewrite_tokens];
+
+/// A rewrite of the syntax tree.
+type AstPass = fn(&mut Statement, &dyn Names) -> Result<()>;
+
+/// In the order they run.
+const AST_PASSES: &[AstPass] = &[
+    |statement, _| assignments::fold_case(statement),
+    |statement, names| {
+        ai::using_context::rewrite_statement(statement, &|name| names.is_table(name), &|name| names.is_model(name))
+    },
+];
+
+/// What names mean while a statement is rewritten.
+pub(crate) trait Names {
+    /// True for a table of the default schema.
+    fn is_table(&self, name: &str) -> bool;
+    /// True for a model that generates.
+    fn is_model(&self, name: &str) -> bool;
+}
 
 /// Parses one statement.
 ///
 /// # Errors
 /// `InvalidInput` with line and column for text that is no statement, or more than one.
-pub(crate) fn parse(sql: &str) -> Result<Statement> {
+pub(crate) fn parse(sql: &str, names: &dyn Names) -> Result<Statement> {
     if sql.len() > MAX_STATEMENT_BYTES {
         return Err(Error::invalid(format!(
             "the statement has {} bytes, more than the limit of {MAX_STATEMENT_BYTES}; bind large values as parameters",
@@ -57,8 +78,11 @@ pub(crate) fn parse(sql: &str) -> Result<Statement> {
         .map_err(error::from_datafusion)?;
     let mut statements = parser.parse_statements().map_err(error::from_datafusion)?;
     match (statements.pop_front(), statements.len()) {
-        (Some(statement), 0) => {
+        (Some(mut statement), 0) => {
             guards::check(&statement)?;
+            for pass in AST_PASSES {
+                pass(&mut statement, names)?;
+            }
             Ok(statement)
         }
         (None, _) => Err(Error::invalid("the statement is empty")),

@@ -1,11 +1,24 @@
 use super::*;
 
+/// No table and no model has a name.
+struct NoNames;
+
+impl Names for NoNames {
+    fn is_table(&self, _: &str) -> bool {
+        false
+    }
+
+    fn is_model(&self, _: &str) -> bool {
+        false
+    }
+}
+
 fn parsed(sql: &str) -> String {
-    parse(sql).unwrap().to_string()
+    parse(sql, &NoNames).unwrap().to_string()
 }
 
 fn refused(sql: &str) -> String {
-    parse(sql).unwrap_err().message().to_owned()
+    parse(sql, &NoNames).unwrap_err().message().to_owned()
 }
 
 #[test]
@@ -21,7 +34,7 @@ fn question_marks_are_numbered_and_operators_are_left() {
 #[test]
 fn json_operators_bind_tighter_than_comparison_and_concatenation() {
     assert_eq!(parsed("SELECT m->>'a' = 'b'").replace(['(', ')'], ""), "SELECT m ->> 'a' = 'b'");
-    let Statement::Statement(sql) = parse("SELECT m->'a'->>'b' || 'c' = 'd'").unwrap() else { panic!() };
+    let Statement::Statement(sql) = parse("SELECT m->'a'->>'b' || 'c' = 'd'", &NoNames).unwrap() else { panic!() };
     let text = format!("{sql:?}");
     let (equals, concat, arrow) = (text.find("op: Eq"), text.find("op: StringConcat"), text.find("op: LongArrow"));
     assert!(equals.is_some() && concat.is_some() && arrow.is_some());

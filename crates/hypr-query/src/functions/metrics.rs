@@ -98,7 +98,7 @@ impl ScalarUDFImpl for VectorMetric {
         let constant = all_constant(&args.args);
         let rows = if constant { 1 } else { args.number_rows };
         let (mut a, mut b) = (VectorArg::new(a)?, VectorArg::new(b)?);
-        if matches!(a, VectorArg::Constant(_)) {
+        if matches!((&a, &b), (VectorArg::Constant(_), VectorArg::Column(_))) {
             // All four are symmetric, and `b` is the one whose norm is kept.
             std::mem::swap(&mut a, &mut b);
         }

@@ -4,6 +4,7 @@
 
 mod json_contains;
 mod metrics;
+mod octet_length;
 mod session_info;
 pub(crate) mod vector;
 mod vector_cast;
@@ -22,6 +23,7 @@ pub(crate) fn all() -> Vec<Arc<ScalarUDF>> {
     let mut functions = metrics::all();
     functions.extend(vector_scalar::all());
     functions.push(json_contains());
+    functions.push(octet_length::octet_length());
     functions.push(session_info::version());
     functions
 }

@@ -50,7 +50,7 @@ async fn the_table_has_the_sql_types_of_the_arrow_columns() {
     assert_eq!(columns, [
         "Id|INT", "fixed|VECTOR(2)", "lists|VECTOR(DYNAMIC)", "word|TEXT", "view|TEXT", "raw|BLOB", "meta|JSONB"
     ]);
-    assert_eq!(fixture.lines("SELECT \"Id\", fixed, lists, word, view, meta FROM p WHERE \"Id\" = 1").await, [
+    assert_eq!(fixture.lines("SELECT \"Id\", fixed, lists, word, \"view\", meta FROM p WHERE \"Id\" = 1").await, [
         "1|[1.0, 0.0]|[1.0]|x|v|{}"
     ]);
 }

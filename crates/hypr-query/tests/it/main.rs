@@ -1,5 +1,6 @@
 //! SQL against a real database in a temporary directory.
 
+mod ai;
 mod harness;
 mod ingest;
 mod models;
