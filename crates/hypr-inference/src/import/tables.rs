@@ -8,7 +8,7 @@ use std::sync::Arc;
 use arrow_array::builder::{Int32Builder, ListBuilder};
 use arrow_array::{ArrayRef, Int32Array, LargeBinaryArray, RecordBatch, StringArray};
 use arrow_buffer::{Buffer, OffsetBuffer, ScalarBuffer};
-use arrow_schema::SchemaRef;
+use arrow_schema::{DataType, Field, SchemaRef};
 use hypr_common::model::{LayerTable, MAX_PIECE_BYTES, ModelMetadata, ModelTables, layer_schema};
 use hypr_common::{Error, Result};
 use hypr_tensor::DType;
@@ -69,7 +69,7 @@ impl Tensor {
     }
 
     fn piece(&self, schema: &SchemaRef, shard: i32, data: Buffer) -> Result<RecordBatch> {
-        let mut shape = ListBuilder::new(Int32Builder::new());
+        let mut shape = ListBuilder::new(Int32Builder::new()).with_field(Field::new("item", DataType::Int32, false));
         for &dim in &self.shape {
             let dim = i32::try_from(dim)
                 .map_err(|_| Error::unsupported(format!("tensor {} has a dimension of {dim}", self.slot.name)))?;

@@ -1,0 +1,9 @@
+//! The engine against PyTorch and against itself: fixtures in `tests/fixtures` (see `scripts/make_fixtures.py`),
+//! and the real models where `HYPRSTREAM_TEST_MODELS` names a directory that holds them.
+
+mod engine;
+mod hostile;
+mod minilm;
+mod smollm2;
+mod support;
+mod tiny;
