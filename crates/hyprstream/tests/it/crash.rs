@@ -20,7 +20,7 @@ use hypr_server::{Client, ClientOutcome};
 
 use crate::process::Server;
 
-const ROUNDS: u64 = 12;
+const ROUNDS: u64 = 16;
 const WRITERS: u64 = 4;
 /// With a primary key, where replay could hide behind the key, and without, where it could not.
 const TABLES: [&str; 2] = ["keyed", "plain"];
@@ -218,7 +218,7 @@ fn crash(server: Server, writers: Vec<Writer>, random: &mut Random) -> Vec<Write
         })
     };
     let threads: Vec<_> = writers.into_iter().map(start).collect();
-    std::thread::sleep(Duration::from_millis(100 + random.below(1100)));
+    std::thread::sleep(Duration::from_millis(200 + random.below(1600)));
     killed.store(true, Ordering::SeqCst);
     server.kill();
     threads.into_iter().map(|thread| thread.join().unwrap()).collect()
