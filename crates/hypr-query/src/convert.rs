@@ -10,7 +10,8 @@ use hypr_common::{Error, Result, types};
 
 use crate::functions::vector::{VectorColumn, is_vector_like};
 
-const STRICT: CastOptions<'static> = CastOptions { safe: false, format_options: arrow_cast::display::FormatOptions::new() };
+const STRICT: CastOptions<'static> =
+    CastOptions { safe: false, format_options: arrow_cast::display::FormatOptions::new() };
 
 /// Casts `array` to the type of `field`.
 ///
@@ -43,13 +44,8 @@ pub(crate) fn column(array: &ArrayRef, field: &Field) -> Result<ArrayRef> {
             Ok(Arc::new(list.finish()))
         }
         _ => cast_with_options(array, target, &STRICT).map_err(|error| {
-            Error::invalid(format!(
-                "column \"{}\" is {}: {}",
-                field.name(),
-                types::sql_type_name(field),
-                plain(&error)
-            ))
-            .with_source(error)
+            Error::invalid(format!("column \"{}\" is {}: {}", field.name(), types::sql_type_name(field), plain(&error)))
+                .with_source(error)
         }),
     }
 }

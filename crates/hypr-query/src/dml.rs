@@ -114,9 +114,8 @@ fn dml_input(plan: LogicalPlan) -> Result<LogicalPlan> {
 /// Turns `VALUES (f($1), $2, ..)` into a projection over the parameter batch, so that many executions are one
 /// plan.
 fn values_over_rows(plan: LogicalPlan, params: &RecordBatch) -> DfResult<LogicalPlan> {
-    let fields = (0..params.num_columns()).map(|index| {
-        Field::new(parameter_column(index), params.column(index).data_type().clone(), true)
-    });
+    let fields = (0..params.num_columns())
+        .map(|index| Field::new(parameter_column(index), params.column(index).data_type().clone(), true));
     let schema = Arc::new(Schema::new(fields.collect::<Vec<_>>()));
     let rows = RecordBatch::try_new(Arc::clone(&schema), params.columns().to_vec())?;
     let table = provider_as_source(Arc::new(MemTable::try_new(schema, vec![vec![rows]])?));
@@ -191,7 +190,10 @@ fn name_vector_casts(plan: LogicalPlan, schema: &SchemaRef) -> DfResult<LogicalP
                 let row = row.into_iter().zip(output.fields());
                 row.map(|(expr, field)| rewrite(expr, sources.get(field.name()).cloned())).collect::<DfResult<Vec<_>>>()
             });
-            Ok(Transformed::yes(LogicalPlan::Values(Values { values: values.collect::<DfResult<_>>()?, schema: output })))
+            Ok(Transformed::yes(LogicalPlan::Values(Values {
+                values: values.collect::<DfResult<_>>()?,
+                schema: output,
+            })))
         }
         node => Ok(Transformed::no(node)),
     })?;
@@ -259,11 +261,19 @@ fn refuse_row_id_assignment(input: &LogicalPlan) -> Result<()> {
     }
 }
 
-/// The row ids and the new rows. A row that `FROM` matched several times is changed once, by its first match.
+/// The row ids and the new rows. A row that a join inside the plan doubled is changed once.
 fn split_row_ids(batches: &[RecordBatch], schema: &SchemaRef) -> Result<(Vec<u64>, Vec<RecordBatch>)> {
     let (mut seen, mut ids, mut rows) = (HashSet::new(), Vec::new(), Vec::new());
     for batch in batches {
-        let keep: Vec<bool> = row_ids(batch)?.into_iter().map(|id| seen.insert(id) && { ids.push(id); true }).collect();
+        let keep: Vec<bool> = row_ids(batch)?
+            .into_iter()
+            .map(|id| {
+                seen.insert(id) && {
+                    ids.push(id);
+                    true
+                }
+            })
+            .collect();
         let columns: Vec<usize> = (0..schema.fields().len()).collect();
         let mut kept = batch.project(&columns)?;
         if keep.contains(&false) {

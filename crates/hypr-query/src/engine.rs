@@ -155,8 +155,9 @@ fn runtime(options: &QueryOptions) -> Result<Arc<RuntimeEnv>> {
         FairSpillPool::new(options.memory_limit_bytes),
         std::num::NonZeroUsize::new(NAMED_CONSUMERS).unwrap_or(std::num::NonZeroUsize::MIN),
     );
-    let mut builder =
-        RuntimeEnvBuilder::new().with_memory_pool(Arc::new(pool)).with_max_temp_directory_size(options.temp_limit_bytes);
+    let mut builder = RuntimeEnvBuilder::new()
+        .with_memory_pool(Arc::new(pool))
+        .with_max_temp_directory_size(options.temp_limit_bytes);
     if let Some(dir) = &options.temp_dir {
         builder = builder.with_temp_file_path(dir);
     }

@@ -101,13 +101,15 @@ fn describe_io(error: &std::io::Error) -> (ErrorKind, String) {
 /// sqlparser puts the position last: `Expected: x, found: y at Line: 1, Column: 8`.
 fn parser_message(error: &ParserError) -> String {
     match error {
-        ParserError::TokenizerError(message) | ParserError::ParserError(message) => match message.rsplit_once(" at Line: ") {
-            Some((what, position)) => {
-                let position = position.replace("Column: ", "column ");
-                format!("syntax error at line {position}: {}", lower_first(what))
+        ParserError::TokenizerError(message) | ParserError::ParserError(message) => {
+            match message.rsplit_once(" at Line: ") {
+                Some((what, position)) => {
+                    let position = position.replace("Column: ", "column ");
+                    format!("syntax error at line {position}: {}", lower_first(what))
+                }
+                None => format!("syntax error: {}", lower_first(message)),
             }
-            None => format!("syntax error: {}", lower_first(message)),
-        },
+        }
         ParserError::RecursionLimitExceeded => "the statement is nested too deeply".to_owned(),
     }
 }
@@ -147,7 +149,8 @@ fn position(error: &DataFusionError) -> Option<(u64, u64)> {
 /// Drops the prefixes and the request to file a bug that DataFusion adds to its messages.
 fn tidy(message: &str) -> String {
     let mut text = message.split("\nThis issue was likely caused by").next().unwrap_or(message);
-    for prefix in ["Error during planning: ", "Execution error: ", "Arrow error: ", "Cast error: ", "External error: "] {
+    for prefix in ["Error during planning: ", "Execution error: ", "Arrow error: ", "Cast error: ", "External error: "]
+    {
         text = text.strip_prefix(prefix).unwrap_or(text);
     }
     lower_first(text.trim())

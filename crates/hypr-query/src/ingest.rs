@@ -79,7 +79,10 @@ async fn open_target(
         };
         let created = database.create_table(definition, mode == IngestMode::CreateAppend).await?;
         if !created && mode == IngestMode::Create {
-            return Err(Error::new(ErrorKind::AlreadyExists, format!("table \"{table}\" exists already; append to it")));
+            return Err(Error::new(
+                ErrorKind::AlreadyExists,
+                format!("table \"{table}\" exists already; append to it"),
+            ));
         }
     }
     catalog.stored(table)

@@ -26,8 +26,8 @@ mod session;
 mod shape;
 mod statement;
 
-pub use dialect::split::{ScriptStatement, is_incomplete, split_statements};
 pub use ai::AiOptions;
+pub use dialect::split::{ScriptStatement, is_incomplete, split_statements};
 pub use engine::{QueryEngine, QueryOptions};
 pub use error::from_datafusion;
 pub use session::Session;

@@ -91,7 +91,9 @@ impl Action {
                 let (FromTable::WithFromKeyword(from) | FromTable::WithoutKeyword(from)) = &delete.from;
                 match from.as_slice() {
                     [only] if only.joins.is_empty() && delete.using.is_none() => Self::Delete(target(only)?),
-                    _ => return Err(Error::unsupported("DELETE takes one table; use WHERE .. IN (SELECT ..) for more")),
+                    _ => {
+                        return Err(Error::unsupported("DELETE takes one table; use WHERE .. IN (SELECT ..) for more"));
+                    }
                 }
             }
             Sql::Truncate(truncate) => Self::Truncate {
@@ -103,10 +105,9 @@ impl Action {
                 create.table.schema.get_or_insert_with(|| DEFAULT_SCHEMA.to_owned());
                 Self::CreateTable(Box::new(create))
             }
-            Sql::Drop { names, if_exists, .. } => Self::DropTable {
-                tables: names.iter().map(qualified).collect::<Result<_>>()?,
-                if_exists: *if_exists,
-            },
+            Sql::Drop { names, if_exists, .. } => {
+                Self::DropTable { tables: names.iter().map(qualified).collect::<Result<_>>()?, if_exists: *if_exists }
+            }
             _ => Self::Query,
         })
     }

@@ -34,9 +34,13 @@ impl fmt::Debug for StoredTable {
 impl StoredTable {
     pub(crate) fn new(table: Arc<Table>) -> Self {
         let schema = table.schema();
-        let key = table.definition().primary_key.iter().filter_map(|name| schema.index_of(name).ok()).collect::<Vec<_>>();
-        let constraints =
-            if key.is_empty() { Constraints::default() } else { Constraints::new_unverified(vec![Constraint::PrimaryKey(key)]) };
+        let key =
+            table.definition().primary_key.iter().filter_map(|name| schema.index_of(name).ok()).collect::<Vec<_>>();
+        let constraints = if key.is_empty() {
+            Constraints::default()
+        } else {
+            Constraints::new_unverified(vec![Constraint::PrimaryKey(key)])
+        };
         Self { table, schema, constraints, with_row_id: false }
     }
 

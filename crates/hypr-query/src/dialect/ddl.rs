@@ -106,7 +106,9 @@ pub(crate) fn apply_primary_key(columns: &mut [Field], primary_key: &[String]) -
     for key in primary_key {
         match columns.iter_mut().find(|field| field.name() == key) {
             Some(field) => *field = field.clone().with_nullable(false),
-            None => return Err(Error::invalid(format!("PRIMARY KEY names \"{key}\", which is no column of the table"))),
+            None => {
+                return Err(Error::invalid(format!("PRIMARY KEY names \"{key}\", which is no column of the table")));
+            }
         }
     }
     Ok(())

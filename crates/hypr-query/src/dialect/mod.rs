@@ -9,10 +9,10 @@
 //!
 //! Invariant: a rewrite is a file of its own with an `.slt` file of its own.
 
+mod assignments;
 pub(crate) mod ddl;
 pub(crate) mod guards;
 pub(crate) mod operators;
-mod assignments;
 mod placeholders;
 pub(crate) mod split;
 mod sql_dialect;

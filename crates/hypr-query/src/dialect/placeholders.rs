@@ -32,7 +32,11 @@ pub(super) fn number_placeholders(mut tokens: Vec<TokenWithSpan>) -> Result<Vec<
             };
             tokens[at].token = replacement;
             if let (Some(at), true) = (numbered, next > 0) {
-                return Err(error::syntax("use either ? or numbered parameters ($1, $2, ..), not both", at.line, at.column));
+                return Err(error::syntax(
+                    "use either ? or numbered parameters ($1, $2, ..), not both",
+                    at.line,
+                    at.column,
+                ));
             }
         }
         before = Some(at);

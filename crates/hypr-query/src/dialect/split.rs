@@ -61,7 +61,8 @@ fn push(statements: &mut Vec<ScriptStatement>, script: &str, start: usize, end: 
 /// The position after the lexical unit that starts at `at`; an unclosed one reaches to the end.
 fn skip(script: &str, at: usize) -> usize {
     let rest = &script[at..];
-    let end_of = |from: usize, close: &str| rest[from..].find(close).map_or(script.len(), |p| at + from + p + close.len());
+    let end_of =
+        |from: usize, close: &str| rest[from..].find(close).map_or(script.len(), |p| at + from + p + close.len());
     match rest.as_bytes()[0] {
         quote @ (b'\'' | b'"' | b'`') => end_of(1, char::from(quote).encode_utf8(&mut [0; 4])),
         b'-' if rest.starts_with("--") => end_of(2, "\n"),
@@ -92,7 +93,8 @@ fn end_of_block_comment(script: &str, start: usize) -> usize {
 fn dollar_tag(text: &str) -> Option<&str> {
     let end = text[1..].find('$')? + 1;
     let name = &text[1..end];
-    let is_name = name.chars().all(|c| c.is_alphanumeric() || c == '_') && !name.starts_with(|c: char| c.is_ascii_digit());
+    let is_name =
+        name.chars().all(|c| c.is_alphanumeric() || c == '_') && !name.starts_with(|c: char| c.is_ascii_digit());
     is_name.then(|| &text[..=end])
 }
 

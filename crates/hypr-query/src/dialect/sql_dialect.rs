@@ -55,9 +55,7 @@ impl Dialect for HyprDialect {
 
     fn get_next_precedence(&self, parser: &Parser) -> Option<Result<u8, ParserError>> {
         match parser.peek_token_ref().token {
-            Token::Arrow | Token::LongArrow | Token::HashArrow | Token::HashLongArrow => {
-                Some(Ok(JSON_GET_PRECEDENCE))
-            }
+            Token::Arrow | Token::LongArrow | Token::HashArrow | Token::HashLongArrow => Some(Ok(JSON_GET_PRECEDENCE)),
             _ => None,
         }
     }

@@ -24,8 +24,14 @@ fn refused(sql: &str) -> String {
 #[test]
 fn question_marks_are_numbered_and_operators_are_left() {
     assert_eq!(parsed("SELECT ? + ?"), "SELECT $1 + $2");
-    assert_eq!(parsed("SELECT m ? 'k', \"m\" ? 'k', (m) ? 'k' FROM t"), "SELECT m ? 'k', \"m\" ? 'k', (m) ? 'k' FROM t");
-    assert_eq!(parsed("SELECT 'a' WHERE ? = 'b' AND m ? 'c' AND ? = x"), "SELECT 'a' WHERE $1 = 'b' AND m ? 'c' AND $2 = x");
+    assert_eq!(
+        parsed("SELECT m ? 'k', \"m\" ? 'k', (m) ? 'k' FROM t"),
+        "SELECT m ? 'k', \"m\" ? 'k', (m) ? 'k' FROM t"
+    );
+    assert_eq!(
+        parsed("SELECT 'a' WHERE ? = 'b' AND m ? 'c' AND ? = x"),
+        "SELECT 'a' WHERE $1 = 'b' AND m ? 'c' AND $2 = x"
+    );
     assert_eq!(parsed("INSERT INTO t VALUES (?, ?)"), "INSERT INTO t VALUES ($1, $2)");
     assert_eq!(parsed("SELECT '?' -- ?"), "SELECT '?'");
     assert_eq!(parsed("SELECT ?2, ?1"), "SELECT $2, $1");
@@ -42,12 +48,18 @@ fn json_operators_bind_tighter_than_comparison_and_concatenation() {
 
 #[test]
 fn syntax_errors_have_line_and_column() {
-    assert!(refused("SELECT 1\nFROM WHERE").starts_with("syntax error at line 2, column "), "{}", refused("SELECT 1\nFROM WHERE"));
+    assert!(
+        refused("SELECT 1\nFROM WHERE").starts_with("syntax error at line 2, column "),
+        "{}",
+        refused("SELECT 1\nFROM WHERE")
+    );
     assert!(refused("SELECT 'open").starts_with("syntax error at line 1, column 8"), "{}", refused("SELECT 'open"));
 }
 
 #[test]
 fn huge_and_deep_statements_are_refused() {
-    assert!(refused(&format!("SELECT '{}'", "x".repeat(MAX_STATEMENT_BYTES))).contains("bind large values as parameters"));
+    assert!(
+        refused(&format!("SELECT '{}'", "x".repeat(MAX_STATEMENT_BYTES))).contains("bind large values as parameters")
+    );
     assert!(refused(&format!("SELECT {}1{}", "(".repeat(500), ")".repeat(500))).contains("nested too deeply"));
 }

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use arrow_schema::{DataType, Field, FieldRef, IntervalUnit, TimeUnit};
 use datafusion::common::Result as DfResult;
 use datafusion::logical_expr::planner::TypePlanner;
-use datafusion::sql::sqlparser::ast::{ArrayElemTypeDef, DataType as SqlType, ExactNumberInfo, ObjectName, TimezoneInfo};
+use datafusion::sql::sqlparser::ast::{
+    ArrayElemTypeDef, DataType as SqlType, ExactNumberInfo, ObjectName, TimezoneInfo,
+};
 use hypr_common::{Error, Result, types};
 
 use crate::error;
@@ -70,8 +72,16 @@ fn data_type(sql_type: &SqlType) -> Result<DataType> {
         S::Float(_) | S::Real | S::Float4 => DataType::Float32,
         S::Double(_) | S::DoublePrecision | S::Float8 => DataType::Float64,
         S::Decimal(info) | S::Numeric(info) | S::Dec(info) => decimal(info)?,
-        S::Text | S::String(_) | S::Varchar(_) | S::Char(_) | S::Character(_) | S::CharacterVarying(_)
-        | S::CharVarying(_) | S::Nvarchar(_) | S::Clob(_) | S::Uuid => DataType::Utf8,
+        S::Text
+        | S::String(_)
+        | S::Varchar(_)
+        | S::Char(_)
+        | S::Character(_)
+        | S::CharacterVarying(_)
+        | S::CharVarying(_)
+        | S::Nvarchar(_)
+        | S::Clob(_)
+        | S::Uuid => DataType::Utf8,
         S::Blob(_) | S::Bytea | S::Binary(_) | S::Varbinary(_) | S::Bytes(_) => DataType::LargeBinary,
         S::Date => DataType::Date32,
         S::Time(_, TimezoneInfo::None | TimezoneInfo::WithoutTimeZone) => DataType::Time64(TimeUnit::Nanosecond),

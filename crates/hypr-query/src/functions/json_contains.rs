@@ -101,9 +101,9 @@ fn parse(text: &str) -> Result<Value> {
 
 fn contains(outer: &Value, inner: &Value, is_root: bool) -> bool {
     match (outer, inner) {
-        (Value::Object(outer), Value::Object(inner)) => inner
-            .iter()
-            .all(|(key, inner)| outer.get(key).is_some_and(|outer| contains(outer, inner, false))),
+        (Value::Object(outer), Value::Object(inner)) => {
+            inner.iter().all(|(key, inner)| outer.get(key).is_some_and(|outer| contains(outer, inner, false)))
+        }
         (Value::Array(outer), Value::Array(inner)) => {
             inner.iter().all(|inner| outer.iter().any(|outer| contains(outer, inner, false)))
         }

@@ -14,7 +14,12 @@ use super::vector::{VectorArg, all_constant, dot, first_as_constant, is_vector_l
 /// The four functions.
 pub(super) fn all() -> Vec<Arc<ScalarUDF>> {
     [Metric::CosineSimilarity, Metric::CosineDistance, Metric::L2Distance, Metric::InnerProduct]
-        .map(|metric| Arc::new(ScalarUDF::from(VectorMetric { metric, signature: Signature::user_defined(Volatility::Immutable) })))
+        .map(|metric| {
+            Arc::new(ScalarUDF::from(VectorMetric {
+                metric,
+                signature: Signature::user_defined(Volatility::Immutable),
+            }))
+        })
         .to_vec()
 }
 
@@ -80,7 +85,9 @@ impl ScalarUDFImpl for VectorMetric {
         };
         for argument in [a, b] {
             if !is_vector_like(argument) {
-                return plan_err!("{name} takes vectors, such as a VECTOR(n) column or ARRAY[0.1, 0.2], not {argument}");
+                return plan_err!(
+                    "{name} takes vectors, such as a VECTOR(n) column or ARRAY[0.1, 0.2], not {argument}"
+                );
             }
         }
         if let (DataType::FixedSizeList(_, n), DataType::FixedSizeList(_, m)) = (a, b)

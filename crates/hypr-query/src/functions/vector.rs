@@ -30,9 +30,7 @@ impl VectorColumn {
     /// Reads a column of lists of numbers. Lists of `f32` are read in place; others are converted whole.
     pub(crate) fn new(array: &ArrayRef) -> Result<Self> {
         let (values, rows) = match array.data_type() {
-            DataType::FixedSizeList(_, width) => {
-                (array.as_fixed_size_list().values(), Rows::Fixed(*width as usize))
-            }
+            DataType::FixedSizeList(_, width) => (array.as_fixed_size_list().values(), Rows::Fixed(*width as usize)),
             DataType::List(_) => {
                 let list = array.as_list::<i32>();
                 (list.values(), Rows::Offsets(list.offsets().clone()))

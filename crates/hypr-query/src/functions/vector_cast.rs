@@ -46,7 +46,9 @@ impl ScalarUDFImpl for VectorCast {
     fn coerce_types(&self, arg_types: &[DataType]) -> Result<Vec<DataType>> {
         match arg_types {
             [only] if is_vector_like(only) => Ok(arg_types.to_vec()),
-            [other] => plan_err!("column \"{}\" takes vectors such as ARRAY[0.1, 0.2], not {other}", self.target.name()),
+            [other] => {
+                plan_err!("column \"{}\" takes vectors such as ARRAY[0.1, 0.2], not {other}", self.target.name())
+            }
             _ => plan_err!("to_vector takes one argument"),
         }
     }

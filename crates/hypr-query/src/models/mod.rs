@@ -71,8 +71,7 @@ impl ModelTable {
         for declared in &create.columns {
             let fits = schema.field_with_name(declared.name()).is_ok_and(|field| {
                 // The documents declare the weights as VECTOR(DYNAMIC); blocks of any encoding are bytes.
-                field.data_type() == declared.data_type()
-                    || field.name() == "weight_data" && types::is_vector(declared)
+                field.data_type() == declared.data_type() || field.name() == "weight_data" && types::is_vector(declared)
             });
             if !fits {
                 return Err(Error::invalid(format!(

@@ -75,7 +75,9 @@ pub(super) fn plan(
 fn unqualified(filter: Expr) -> Result<Expr> {
     use datafusion::common::tree_node::Transformed;
     let transformed = filter.transform(|expr| match expr {
-        Expr::Column(column) => Ok(Transformed::yes(Expr::Column(datafusion::common::Column::new_unqualified(column.name)))),
+        Expr::Column(column) => {
+            Ok(Transformed::yes(Expr::Column(datafusion::common::Column::new_unqualified(column.name))))
+        }
         other => Ok(Transformed::no(other)),
     });
     transformed.map(|transformed| transformed.data)

@@ -5,46 +5,17 @@ use std::sync::Arc;
 use arrow::array::RecordBatch;
 use arrow::compute::concat_batches;
 use arrow::util::display::{ArrayFormatter, FormatOptions};
-use futures::future::BoxFuture;
-use futures::stream::BoxStream;
-use futures::{FutureExt, StreamExt, TryStreamExt, stream};
-use hypr_common::model::ModelMetadata;
+use futures::TryStreamExt;
 use hypr_common::principal::Principal;
 use hypr_common::{Error, Result};
-use hypr_inference::api::{EmbedRequest, GenerateRequest, Generation, Inference, Task, Token};
+use hypr_inference::{EngineOptions, engine};
 use hypr_query::{Outcome, QueryEngine, QueryOptions, Session};
 use hypr_storage::{Database, StorageOptions};
 use tempfile::TempDir;
 
-/// A directory without models: every call of one is refused.
-#[derive(Debug)]
-struct NoModels;
-
-fn no_models() -> Error {
-    Error::not_found("no model is imported")
-}
-
-impl Inference for NoModels {
-    fn generate(&self, _: GenerateRequest) -> BoxFuture<'static, Result<Generation>> {
-        futures::future::err(no_models()).boxed()
-    }
-
-    fn generate_stream(&self, _: GenerateRequest) -> BoxStream<'static, Result<Token>> {
-        stream::iter([Err(no_models())]).boxed()
-    }
-
-    fn embed(&self, _: EmbedRequest) -> BoxFuture<'static, Result<Vec<Vec<f32>>>> {
-        futures::future::err(no_models()).boxed()
-    }
-
-    fn resolve(&self, _: Task, _: Option<&str>) -> Result<ModelMetadata> {
-        Err(no_models())
-    }
-}
-
 /// An open database; its directory goes when it is dropped.
 pub struct Fixture {
-    pub dir: TempDir,
+    _dir: TempDir,
     pub database: Database,
     pub session: Session,
 }
@@ -53,9 +24,11 @@ impl Fixture {
     pub async fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let database = Database::open(dir.path(), StorageOptions::default()).await.unwrap();
-        let engine = QueryEngine::new(database.clone(), Arc::new(NoModels), QueryOptions::default()).unwrap();
+        let (inference, service) = engine(database.models(), EngineOptions { threads: 1, ..EngineOptions::default() });
+        std::thread::spawn(move || service.run());
+        let engine = QueryEngine::new(database.clone(), Arc::new(inference), QueryOptions::default()).unwrap();
         let session = engine.session(Principal::anonymous_local());
-        Self { dir, database, session }
+        Self { _dir: dir, database, session }
     }
 
     pub async fn run(&self, sql: &str) -> Result<Outcome> {
@@ -108,7 +81,5 @@ pub fn cells(batch: &RecordBatch) -> Vec<Vec<String>> {
     let options = FormatOptions::default().with_null("NULL");
     let columns: Vec<ArrayFormatter> =
         batch.columns().iter().map(|column| ArrayFormatter::try_new(column, &options).unwrap()).collect();
-    (0..batch.num_rows())
-        .map(|row| columns.iter().map(|column| column.value(row).to_string()).collect())
-        .collect()
+    (0..batch.num_rows()).map(|row| columns.iter().map(|column| column.value(row).to_string()).collect()).collect()
 }

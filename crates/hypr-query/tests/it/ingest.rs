@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use arrow::array::{
-    Array, ArrayRef, BinaryArray, DictionaryArray, FixedSizeListArray, Float32Array, Int32Array, ListArray, RecordBatch,
-    StringArray, StringViewArray,
+    Array, ArrayRef, BinaryArray, DictionaryArray, FixedSizeListArray, Float32Array, Int32Array, ListArray,
+    RecordBatch, StringArray, StringViewArray,
 };
 use arrow::datatypes::{DataType, Field, Float32Type, Int32Type, Schema};
 use datafusion::execution::SendableRecordBatchStream;
@@ -23,7 +23,8 @@ fn stream_of(batches: Vec<RecordBatch>) -> SendableRecordBatchStream {
 
 fn passages() -> RecordBatch {
     let item = Arc::new(Field::new("item", DataType::Float32, true));
-    let fixed = FixedSizeListArray::new(Arc::clone(&item), 2, Arc::new(Float32Array::from(vec![1.0, 0.0, 0.0, 1.0])), None);
+    let fixed =
+        FixedSizeListArray::new(Arc::clone(&item), 2, Arc::new(Float32Array::from(vec![1.0, 0.0, 0.0, 1.0])), None);
     let lists = ListArray::from_iter_primitive::<Float32Type, _, _>([Some(vec![Some(1.0)]), None]);
     let words: DictionaryArray<Int32Type> = ["x", "y"].into_iter().collect();
     let json = HashMap::from([(types::EXTENSION_NAME_KEY.to_owned(), types::JSON_EXTENSION.to_owned())]);
@@ -47,12 +48,14 @@ async fn the_table_has_the_sql_types_of_the_arrow_columns() {
     assert_eq!(rows.unwrap(), 2);
     let columns = fixture.lines("DESCRIBE p").await;
     let columns: Vec<&str> = columns.iter().map(|line| line.trim_end_matches("|YES")).collect();
-    assert_eq!(columns, [
-        "Id|INT", "fixed|VECTOR(2)", "lists|VECTOR(DYNAMIC)", "word|TEXT", "view|TEXT", "raw|BLOB", "meta|JSONB"
-    ]);
-    assert_eq!(fixture.lines("SELECT \"Id\", fixed, lists, word, \"view\", meta FROM p WHERE \"Id\" = 1").await, [
-        "1|[1.0, 0.0]|[1.0]|x|v|{}"
-    ]);
+    assert_eq!(
+        columns,
+        ["Id|INT", "fixed|VECTOR(2)", "lists|VECTOR(DYNAMIC)", "word|TEXT", "view|TEXT", "raw|BLOB", "meta|JSONB"]
+    );
+    assert_eq!(
+        fixture.lines("SELECT \"Id\", fixed, lists, word, \"view\", meta FROM p WHERE \"Id\" = 1").await,
+        ["1|[1.0, 0.0]|[1.0]|x|v|{}"]
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,4 +1,5 @@
 //! SQL against a real database in a temporary directory.
+#![allow(clippy::unwrap_used)]
 
 mod ai;
 mod harness;

@@ -99,7 +99,8 @@ async fn a_whole_model_streams_a_piece_at_a_time_from_the_mapped_pages() {
         .flat_map(|layer| &layer.pieces)
         .map(|piece| piece.column(6).as_binary::<i64>().value(0).as_ptr())
         .collect();
-    let Outcome::Rows(stream) = fixture.run("SELECT * FROM model_weights WHERE model_id = 'large'").await.unwrap() else {
+    let Outcome::Rows(stream) = fixture.run("SELECT * FROM model_weights WHERE model_id = 'large'").await.unwrap()
+    else {
         panic!("no rows");
     };
     let batches: Vec<RecordBatch> = stream.try_collect().await.unwrap();

@@ -70,10 +70,10 @@ async fn an_insert_with_an_expression_is_one_plan_over_all_rows() {
     let sql = "INSERT INTO events (v, name, at) VALUES (?, upper(?), CURRENT_TIMESTAMP)";
     let batch = params(vec![vectors(vec![vec![1.0, 2.0], vec![3.0, 4.0]]), texts(&["a", "b"])]);
     assert_eq!(affected(&fixture, sql, &batch).await.unwrap(), 2);
-    assert_eq!(fixture.lines("SELECT name, v FROM events WHERE at IS NOT NULL ORDER BY name").await, [
-        "A|[1.0, 2.0]",
-        "B|[3.0, 4.0]"
-    ]);
+    assert_eq!(
+        fixture.lines("SELECT name, v FROM events WHERE at IS NOT NULL ORDER BY name").await,
+        ["A|[1.0, 2.0]", "B|[3.0, 4.0]"]
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
