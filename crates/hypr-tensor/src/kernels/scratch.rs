@@ -1,6 +1,6 @@
 //! Memory that products reuse from call to call.
 
-use super::{Kernels, SharedMut, by_level, math};
+use super::{Kernels, Level, SharedMut, by_level, math};
 use crate::quant::GROUP;
 
 /// Working memory of [`Kernels::linear`], owned by the caller so that a warm call allocates nothing. Any scratch
@@ -66,7 +66,7 @@ impl Activations {
             let (first, len) = (rows.start * groups, rows.len() * groups);
             // SAFETY: the ranges of rows do not overlap, and neither do the four arrays.
             unsafe {
-                quantize_groups(
+                quantize(
                     level,
                     &x[first * GROUP..(first + len) * GROUP],
                     q.slice(first * GROUP, len * GROUP),
@@ -85,6 +85,15 @@ fn grow<T: Copy + Default>(values: &mut Vec<T>, len: usize) {
     if values.len() < len {
         values.resize(len, T::default());
     }
+}
+
+fn quantize(level: Level, x: &[f32], q: &mut [i8], scale: &mut [f32], scaled_sum: &mut [f32], half_sum: &mut [i32]) {
+    #[cfg(target_arch = "x86_64")]
+    if level == Level::Avx512 {
+        // SAFETY: `Kernels` only holds levels that this processor has.
+        return unsafe { super::avx512::quantize_groups(x, q, scale, scaled_sum, half_sum) };
+    }
+    quantize_groups(level, x, q, scale, scaled_sum, half_sum);
 }
 
 by_level! {
@@ -118,5 +127,35 @@ by_level! {
             *half_sum = [left, right];
             *scaled_sum = *scale * (left + right) as f32;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::quant::tests::Bits;
+
+    #[test]
+    fn levels_quantise_to_the_same_bits() {
+        let mut x = Bits(7).floats(50 * GROUP);
+        x[..GROUP].fill(0.0);
+        x[GROUP..2 * GROUP].fill(1e-37);
+        x[2 * GROUP] = 1e30;
+        let run = |level| {
+            let (mut q, mut scale) = (vec![1i8; x.len()], vec![1.0f32; 50]);
+            let (mut scaled_sum, mut half_sum) = (vec![1.0f32; 50], vec![1i32; 100]);
+            quantize(level, &x, &mut q, &mut scale, &mut scaled_sum, &mut half_sum);
+            (q, scale, scaled_sum, half_sum)
+        };
+        let reference = run(Level::Portable);
+        for level in Level::ALL.into_iter().filter(|level| level.is_supported()) {
+            assert_eq!(run(level), reference, "{level}");
+        }
+        for (i, x) in x.iter().enumerate().skip(2 * GROUP) {
+            let scale = reference.1[i / GROUP];
+            assert!((x - scale * f32::from(reference.0[i])).abs() <= scale * 0.5001, "{i}");
+        }
+        let half = |h: usize| reference.0[16 * h..][..16].iter().map(|&q| i32::from(q)).sum::<i32>();
+        assert!((0..100).all(|h| reference.3[h] == half(h)));
     }
 }

@@ -122,16 +122,20 @@ unsafe fn stream<K: Element, V: Element, const VECTORS: usize>(
     }
 }
 
-/// [`math::exp`] of sixteen values.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
+/// [`math::exp`] of sixteen values, none above 0.
+#[target_feature(enable = "avx512f")]
 #[inline]
+#[allow(clippy::excessive_precision)]
 fn exp(x: __m512) -> __m512 {
-    let mut values = [0.0f32; 16];
-    // SAFETY: sixteen floats.
-    unsafe { _mm512_storeu_ps(values.as_mut_ptr(), x) };
-    for value in &mut values {
-        *value = math::exp(*value);
+    let n = _mm512_roundscale_ps::<0>(_mm512_mul_ps(x, _mm512_set1_ps(std::f32::consts::LOG2_E)));
+    let r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693_359_375), x);
+    let r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.121_944_4e-4), r);
+    let mut p = _mm512_set1_ps(1.987_569_15e-4);
+    for c in [1.398_199_95e-3, 8.333_451_91e-3, 4.166_579_59e-2, 1.666_666_55e-1, 5.000_000_12e-1, 1.0, 1.0] {
+        p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(c));
     }
-    // SAFETY: sixteen floats.
-    unsafe { _mm512_loadu_ps(values.as_ptr()) }
+    // Below the range, `scalef` gives 0; negative infinity alone would give NaN in `r`.
+    let finite = _mm512_cmp_ps_mask::<_CMP_NEQ_OQ>(x, _mm512_set1_ps(f32::NEG_INFINITY));
+    let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x);
+    _mm512_maskz_scalef_ps(finite | nan, p, n)
 }

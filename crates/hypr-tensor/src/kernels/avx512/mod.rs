@@ -4,6 +4,7 @@
 
 mod attention;
 mod plain;
+mod quantize;
 mod quantized;
 mod unpack;
 
@@ -11,6 +12,7 @@ use super::linear::Tile;
 use super::scratch::Line;
 
 pub use attention::one_head;
+pub use quantize::quantize_groups;
 
 /// All outputs of a tile.
 pub fn tile(tile: Tile<'_>, memory: &mut [Line]) {

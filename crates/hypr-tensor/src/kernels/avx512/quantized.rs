@@ -25,9 +25,131 @@ struct Packed {
 pub unsafe fn tile(tile: Tile<'_>, memory: &mut [Line]) {
     // SAFETY: the driver has checked that each row is `cols` values long and sized `memory` for a tile.
     unsafe {
+        match (tile.n, tile.dtype) {
+            (1, _) => few::<1>(tile, memory),
+            (2, _) => few::<2>(tile, memory),
+            (3, _) => few::<3>(tile, memory),
+            _ => many(tile, memory),
+        }
+    }
+}
+
+/// A whole tile unpacked before its products.
+///
+/// # Safety
+/// As [`tile`].
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+unsafe fn many(tile: Tile<'_>, memory: &mut [Line]) {
+    // SAFETY: by the caller's promise.
+    unsafe {
         let packed = pack(&tile, memory);
         if tile.dtype == DType::Q6K { products::<true>(tile, packed) } else { products::<false>(tile, packed) }
     }
+}
+
+/// Products with so few activations that the weights, unpacked, go from register to register.
+///
+/// # Safety
+/// As [`tile`], with `tile.n == N`.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+unsafe fn few<const N: usize>(mut tile: Tile<'_>, memory: &mut [Line]) {
+    let rows: Rows = tile.rows.map(<[u8]>::as_ptr);
+    let groups = tile.input.cols / GROUP;
+    let (input, first) = (tile.input.quantized, tile.first);
+    assert!(input.cols == groups * GROUP && input.q.len() >= (first + N) * input.cols);
+    // SAFETY: by the caller's promise; `memory` has room for the scales and minima of a tile.
+    unsafe {
+        let sums = match tile.dtype {
+            DType::Q4_1 => q4_1::<N>(&rows, groups, input, first),
+            DType::Q4_0 => small::<N, { DType::Q4_0 as u8 }>(&rows, groups, input, first, memory),
+            DType::Q8_0 => small::<N, { DType::Q8_0 as u8 }>(&rows, groups, input, first, memory),
+            _ => return many(tile, memory),
+        };
+        store(&mut tile, 0, sums);
+    }
+}
+
+/// Four blocks of `Q4_1` are eighty bytes, five times sixteen: transposed together, the scales come out as vectors
+/// like the values.
+///
+/// # Safety
+/// The rows hold `groups` blocks of `Q4_1`, the activations `first + N` rows of as many groups.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+unsafe fn q4_1<const N: usize>(rows: &Rows, groups: usize, input: &Activations, first: usize) -> [__m512; N] {
+    let mut sums = [_mm512_setzero_ps(); N];
+    let mut g = 0;
+    // SAFETY: by the caller's promise; the last one to three blocks are read under masks.
+    unsafe {
+        while g + 4 <= groups {
+            let at = g * DType::Q4_1.block_bytes();
+            let a = unpack::load_quads(rows, at);
+            let b = unpack::load_quads(rows, at + 16);
+            q4_1_group(&mut sums, [a[0], a[1], a[2], a[3], b[0]], input, first, g);
+            let c = unpack::load_quads(rows, at + 32);
+            q4_1_group(&mut sums, [b[1], b[2], b[3], c[0], c[1]], input, first, g + 1);
+            let d = unpack::load_quads(rows, at + 48);
+            q4_1_group(&mut sums, [c[2], c[3], d[0], d[1], d[2]], input, first, g + 2);
+            let e = unpack::load_quads(rows, at + 64);
+            q4_1_group(&mut sums, [d[3], e[0], e[1], e[2], e[3]], input, first, g + 3);
+            g += 4;
+        }
+        while g < groups {
+            let at = g * DType::Q4_1.block_bytes();
+            let a = unpack::load_quads(rows, at);
+            let last = unpack::load_dword(rows, at + 16);
+            q4_1_group(&mut sums, [a[0], a[1], a[2], a[3], last], input, first, g);
+            g += 1;
+        }
+    }
+    sums
+}
+
+/// One block of `Q4_1`: its head and its four dwords of nibbles.
+///
+/// # Safety
+/// As [`accumulate`].
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+#[inline]
+unsafe fn q4_1_group<const N: usize>(
+    sums: &mut [__m512; N],
+    [head, a, b, c, d]: [__m512i; 5],
+    input: &Activations,
+    first: usize,
+    g: usize,
+) {
+    let scale = unpack::halves_to_f32(head);
+    let min = unpack::halves_to_f32(_mm512_srli_epi32::<16>(head));
+    let w = unpack::nibbles([a, b, c, d]);
+    // SAFETY: by the caller's promise.
+    unsafe { accumulate::<N, false>(sums, &w, [scale, scale], min, input, first, g) };
+}
+
+/// # Safety
+/// The rows hold `groups` groups of the format, the activations `first + N` rows of as many, and `memory` has room
+/// for a tile.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+unsafe fn small<const N: usize, const FORMAT: u8>(
+    rows: &Rows,
+    groups: usize,
+    input: &Activations,
+    first: usize,
+    memory: &mut [Line],
+) -> [__m512; N] {
+    let mut sums = [_mm512_setzero_ps(); N];
+    assert!(size_of_val(memory) >= groups * 2 * TILE_ROWS * size_of::<f32>());
+    let scales = memory.as_mut_ptr().cast::<f32>();
+    // SAFETY: by the caller's promise and the assertion.
+    unsafe {
+        let mins = scales.add(TILE_ROWS * groups);
+        unpack::small_scales(small_format(FORMAT), rows, groups, scales, mins);
+        for g in 0..groups {
+            let w = unpack::small_group(small_format(FORMAT), rows, g);
+            let scale = _mm512_load_ps(scales.add(TILE_ROWS * g));
+            let min = _mm512_load_ps(mins.add(TILE_ROWS * g));
+            accumulate::<N, false>(&mut sums, &w, [scale, scale], min, input, first, g);
+        }
+    }
+    sums
 }
 
 /// # Safety
@@ -110,8 +232,30 @@ unsafe fn products<const HALVES: bool>(mut tile: Tile<'_>, packed: Packed) {
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 unsafe fn block<const N: usize, const HALVES: bool>(tile: &mut Tile<'_>, packed: Packed, i: usize) -> usize {
     let first = tile.first + i;
-    // SAFETY: by the caller's promise.
-    let sums = unsafe { dot::<N, HALVES>(packed, tile.input.quantized, first) };
+    let input = tile.input.quantized;
+    assert!(input.cols == packed.groups * GROUP && input.q.len() >= (first + N) * input.cols);
+    let mut sums = [_mm512_setzero_ps(); N];
+    for g in 0..packed.groups {
+        // SAFETY: group `g` of the tile and of each of the N rows.
+        unsafe {
+            let w: [__m512i; 8] = std::array::from_fn(|j| _mm512_load_si512(packed.values.add(8 * g + j)));
+            let (scales, min) = if HALVES {
+                let s = packed.scales.add(2 * TILE_ROWS * g);
+                ([_mm512_load_ps(s), _mm512_load_ps(s.add(TILE_ROWS))], _mm512_setzero_ps())
+            } else {
+                let s = _mm512_load_ps(packed.scales.add(TILE_ROWS * g));
+                ([s, s], _mm512_load_ps(packed.mins.add(TILE_ROWS * g)))
+            };
+            accumulate::<N, HALVES>(&mut sums, &w, scales, min, input, first, g);
+        }
+    }
+    store(tile, i, sums);
+    N
+}
+
+/// Writes the sums of activations `i ..` with their bias.
+#[target_feature(enable = "avx512f")]
+fn store<const N: usize>(tile: &mut Tile<'_>, i: usize, sums: [__m512; N]) {
     let mask = (0xffff_u32 >> (TILE_ROWS - tile.valid)) as __mmask16;
     let bias = match tile.bias {
         // SAFETY: the mask keeps to the `valid` elements.
@@ -123,62 +267,61 @@ unsafe fn block<const N: usize, const HALVES: bool>(tile: &mut Tile<'_>, packed:
         // SAFETY: the mask keeps to the `valid` elements.
         unsafe { _mm512_mask_storeu_ps(out.as_mut_ptr(), mask, _mm512_add_ps(sum, bias)) };
     }
-    N
 }
 
-/// The products of sixteen rows with activations `first .. first + N`.
+/// Adds the products of group `g` of sixteen rows with activations `first .. first + N`. Every way through this file
+/// ends here, so that a row has one order of summation.
 ///
 /// # Safety
-/// `packed` points at a whole tile; the activations hold `first + N` rows of `32 * groups` columns.
+/// The activations hold group `g` of `first + N` rows.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 #[inline]
-unsafe fn dot<const N: usize, const HALVES: bool>(packed: Packed, input: &Activations, first: usize) -> [__m512; N] {
-    let groups = packed.groups;
-    assert!(input.cols == groups * GROUP && input.q.len() >= (first + N) * input.cols);
-    let mut sums = [_mm512_setzero_ps(); N];
-    for g in 0..groups {
-        // SAFETY: group `g` of the tile and of each of the N rows.
-        unsafe {
-            let w = packed.values.add(8 * g);
-            let q: [*const i32; N] =
-                std::array::from_fn(|i| input.q.as_ptr().add(((first + i) * groups + g) * GROUP).cast());
-            let mut left = [_mm512_setzero_si512(); N];
-            let mut right = [_mm512_setzero_si512(); N];
-            if HALVES {
-                let zero = -quant::zero_point(DType::Q6K);
-                for i in 0..N {
-                    let half_sum = input.half_sum.as_ptr().add(2 * ((first + i) * groups + g));
-                    left[i] = _mm512_set1_epi32(zero * *half_sum);
-                    right[i] = _mm512_set1_epi32(zero * *half_sum.add(1));
-                }
-            }
-            // Two chains where there are too few activations to hide the latency of one.
-            let split = HALVES || N <= 2;
-            for j in 0..8 {
-                let w = _mm512_load_si512(w.add(j));
-                for i in 0..N {
-                    let q = _mm512_set1_epi32(q[i].add(j).read_unaligned());
-                    let to = if split && j >= 4 { &mut right[i] } else { &mut left[i] };
-                    *to = _mm512_dpbusd_epi32(*to, w, q);
-                }
-            }
+unsafe fn accumulate<const N: usize, const HALVES: bool>(
+    sums: &mut [__m512; N],
+    w: &[__m512i; 8],
+    scales: [__m512; 2],
+    min: __m512,
+    input: &Activations,
+    first: usize,
+    g: usize,
+) {
+    let groups = input.cols / GROUP;
+    let mut left = [_mm512_setzero_si512(); N];
+    let mut right = [_mm512_setzero_si512(); N];
+    // Two chains where there are too few activations to hide the latency of one.
+    let split = HALVES || N <= 3;
+    // SAFETY: by the caller's promise.
+    unsafe {
+        if HALVES {
+            let zero = -quant::zero_point(DType::Q6K);
             for i in 0..N {
-                let at = (first + i) * groups + g;
-                let scale = _mm512_set1_ps(*input.scale.as_ptr().add(at));
-                if HALVES {
-                    let s = packed.scales.add(32 * g);
-                    for (product, s) in [(left[i], _mm512_load_ps(s)), (right[i], _mm512_load_ps(s.add(16)))] {
-                        sums[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(product), _mm512_mul_ps(s, scale), sums[i]);
-                    }
-                } else {
-                    let product = if split { _mm512_add_epi32(left[i], right[i]) } else { left[i] };
-                    let s = _mm512_mul_ps(_mm512_load_ps(packed.scales.add(16 * g)), scale);
-                    let sum = _mm512_set1_ps(*input.scaled_sum.as_ptr().add(at));
-                    sums[i] = _mm512_fmadd_ps(_mm512_load_ps(packed.mins.add(16 * g)), sum, sums[i]);
-                    sums[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(product), s, sums[i]);
+                let half_sum = input.half_sum.as_ptr().add(2 * ((first + i) * groups + g));
+                left[i] = _mm512_set1_epi32(zero * *half_sum);
+                right[i] = _mm512_set1_epi32(zero * *half_sum.add(1));
+            }
+        }
+        let q: [*const i32; N] =
+            std::array::from_fn(|i| input.q.as_ptr().add(((first + i) * groups + g) * GROUP).cast());
+        for j in 0..8 {
+            for i in 0..N {
+                let q = _mm512_set1_epi32(q[i].add(j).read_unaligned());
+                let to = if split && j >= 4 { &mut right[i] } else { &mut left[i] };
+                *to = _mm512_dpbusd_epi32(*to, w[j], q);
+            }
+        }
+        for i in 0..N {
+            let at = (first + i) * groups + g;
+            let scale = _mm512_set1_ps(*input.scale.as_ptr().add(at));
+            if HALVES {
+                for (product, s) in [(left[i], scales[0]), (right[i], scales[1])] {
+                    sums[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(product), _mm512_mul_ps(s, scale), sums[i]);
                 }
+            } else {
+                let product = if split { _mm512_add_epi32(left[i], right[i]) } else { left[i] };
+                let sum = _mm512_set1_ps(*input.scaled_sum.as_ptr().add(at));
+                sums[i] = _mm512_fmadd_ps(min, sum, sums[i]);
+                sums[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(product), _mm512_mul_ps(scales[0], scale), sums[i]);
             }
         }
     }
-    sums
 }

@@ -22,7 +22,7 @@ pub type Rows = [*const u8; TILE_ROWS];
 /// Each row has sixteen readable bytes at `offset`.
 #[target_feature(enable = "avx512f")]
 #[inline]
-unsafe fn load_quads(rows: &Rows, offset: usize) -> [__m512i; 4] {
+pub unsafe fn load_quads(rows: &Rows, offset: usize) -> [__m512i; 4] {
     // Vector i holds rows i, i + 4, i + 8, i + 12; a 4 x 4 transposition in each lane then sorts them.
     let z: [__m512i; 4] = std::array::from_fn(|i| {
         // SAFETY: by the caller's promise.
@@ -62,12 +62,19 @@ unsafe fn load_octets(rows: &Rows, offset: usize) -> [__m512i; 8] {
 /// Each row has four readable bytes at `offset`.
 #[target_feature(enable = "avx512f")]
 #[inline]
-unsafe fn load_dword(rows: &Rows, offset: usize) -> __m512i {
+pub unsafe fn load_dword(rows: &Rows, offset: usize) -> __m512i {
     // SAFETY: by the caller's promise.
     let values: [u32; TILE_ROWS] =
         std::array::from_fn(|r| unsafe { rows[r].add(offset).cast::<u32>().read_unaligned() });
     // SAFETY: sixteen dwords.
     unsafe { _mm512_loadu_si512(values.as_ptr().cast()) }
+}
+
+/// Sixteen bytes of each row as 32 values: the low nibbles, then the high ones.
+#[target_feature(enable = "avx512f,avx512bw")]
+#[inline]
+pub fn nibbles(v: [__m512i; 4]) -> [__m512i; 8] {
+    std::array::from_fn(|j| if j < 4 { low_nibbles(v[j]) } else { high_nibbles(v[j - 4]) })
 }
 
 #[target_feature(enable = "avx512f")]
@@ -107,8 +114,7 @@ pub unsafe fn small_group(dtype: DType, rows: &Rows, g: usize) -> [__m512i; 8] {
             _ => {
                 let head = block + dtype.block_bytes() - 16;
                 let v = load_quads(rows, head);
-                let q: [__m512i; 8] =
-                    std::array::from_fn(|j| if j < 4 { low_nibbles(v[j]) } else { high_nibbles(v[j - 4]) });
+                let q = nibbles(v);
                 if matches!(dtype, DType::Q5_0 | DType::Q5_1) {
                     let high = load_dword(rows, head - 4);
                     return std::array::from_fn(|j| _mm512_or_si512(q[j], fifth_bits(high, j)));
