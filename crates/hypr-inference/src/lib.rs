@@ -21,7 +21,7 @@ pub mod tokenizer;
 pub mod transformer;
 pub mod weights;
 
-pub use engine::{EngineHandle, EngineOptions, EngineService, engine};
 pub use api::{
     ChatMessage, EmbedRequest, FinishReason, GenerateRequest, Generation, Inference, Prompt, Sampling, Task, Token,
 };
+pub use engine::{EngineHandle, EngineOptions, EngineService, engine};

@@ -152,7 +152,11 @@ impl Model {
     /// # Errors
     /// As [`Transformer::forward`].
     pub fn embed(
-        &self, kernels: &Kernels, inputs: &[&[u32]], normalize: bool, work: &mut Workspace,
+        &self,
+        kernels: &Kernels,
+        inputs: &[&[u32]],
+        normalize: bool,
+        work: &mut Workspace,
     ) -> Result<Vec<Vec<f32>>> {
         let mut batch: Vec<Chunk<'_>> =
             inputs.iter().map(|tokens| Chunk { tokens, cache: None, logits: false }).collect();

@@ -126,7 +126,9 @@ impl Sampler {
 /// Keeps the fewest most likely candidates whose probabilities reach `top_p` (arXiv:1904.09751). Candidates are
 /// sorted a growing run at a time, because the nucleus is usually a few of many.
 fn keep_nucleus(
-    candidates: &mut Vec<(f32, u32)>, top_p: f64, weight: impl Fn(f32) -> f64,
+    candidates: &mut Vec<(f32, u32)>,
+    top_p: f64,
+    weight: impl Fn(f32) -> f64,
     order: impl Fn(&(f32, u32), &(f32, u32)) -> std::cmp::Ordering + Copy,
 ) {
     let total: f64 = candidates.iter().map(|&(logit, _)| weight(logit)).sum();
@@ -213,10 +215,13 @@ mod tests {
         assert!(draws(sampling(1.0, 3, 1.0, 1), &logits, 2000).contains(&2));
         let total: f64 = logits.iter().map(|&l| f64::from(l).exp()).sum();
         let mut reached = 0.0;
-        let nucleus = 1 + logits.iter().position(|&l| {
-            reached += f64::from(l).exp() / total;
-            reached >= 0.5
-        }).unwrap() as u32;
+        let nucleus = 1 + logits
+            .iter()
+            .position(|&l| {
+                reached += f64::from(l).exp() / total;
+                reached >= 0.5
+            })
+            .unwrap() as u32;
         let drawn = draws(sampling(1.0, 0, 0.5, 1), &logits, 20_000);
         assert_eq!(drawn.iter().max().copied(), Some(nucleus - 1));
         assert!(draws(sampling(1.0, 0, 1e-9, 1), &logits, 100).iter().all(|&t| t == 0));

@@ -18,7 +18,8 @@ impl TextTokenizer {
     /// # Errors
     /// `Corrupted` where it is not a tokenizer.
     pub fn from_json(json: &[u8]) -> Result<Self> {
-        let damaged = |error| Error::corrupted(format!("the model's tokenizer does not load: {error}; import it again"));
+        let damaged =
+            |error| Error::corrupted(format!("the model's tokenizer does not load: {error}; import it again"));
         let mut inner = Tokenizer::from_bytes(json).map_err(damaged)?;
         inner.with_truncation(None).map_err(damaged)?;
         inner.with_padding(None);

@@ -465,9 +465,7 @@ impl Block {
     }
 }
 
-fn position_table(
-    weights: &Weights, architecture: &Architecture, config: &ModelConfig,
-) -> Result<Option<WeightArray>> {
+fn position_table(weights: &Weights, architecture: &Architecture, config: &ModelConfig) -> Result<Option<WeightArray>> {
     match architecture.position {
         Position::Rope { .. } => Ok(None),
         Position::Learned => {
@@ -483,7 +481,10 @@ fn token_types(weights: &Weights, hidden: usize) -> Result<Option<WeightArray>> 
 
 /// Cosines and sines; a model may stretch single wavelengths (`rope_freqs`, Llama 3.1).
 fn rope_table(
-    weights: &Weights, architecture: &Architecture, config: &ModelConfig, max_positions: usize,
+    weights: &Weights,
+    architecture: &Architecture,
+    config: &ModelConfig,
+    max_positions: usize,
 ) -> Result<Option<RopeTable>> {
     let Position::Rope { base, .. } = architecture.position else { return Ok(None) };
     let Some(factors) = weights.optional_vector(EMBEDDING_LAYER, "rope_freqs", config.head_dim / 2)? else {

@@ -29,7 +29,8 @@ pub(super) struct Embedding {
 impl Embedding {
     /// Tokenizes the texts of a request.
     pub fn start(
-        job: EmbedJob, model: Arc<Model>,
+        job: EmbedJob,
+        model: Arc<Model>,
     ) -> std::result::Result<Self, (oneshot::Sender<Result<Vec<Vec<f32>>>>, Error)> {
         let encode = || job.inputs.iter().map(|text| model.encode_input(text)).collect();
         let inputs: Vec<Vec<u32>> = match guarded(encode) {
@@ -39,8 +40,7 @@ impl Embedding {
         let mut order: Vec<usize> = (0..inputs.len()).collect();
         order.sort_by_key(|&at| std::cmp::Reverse(inputs[at].len()));
         let vectors = vec![Vec::new(); inputs.len()];
-        let mut embedding =
-            Self { model, normalize: job.normalize, inputs, order, vectors, reply: Some(job.reply) };
+        let mut embedding = Self { model, normalize: job.normalize, inputs, order, vectors, reply: Some(job.reply) };
         embedding.answer_if_done();
         Ok(embedding)
     }
@@ -94,7 +94,10 @@ pub(super) fn schedule(running: &mut [Embedding]) -> Vec<(usize, usize)> {
 
 /// Runs a pass and answers the requests that it completes.
 pub(super) fn run(
-    members: &[(usize, usize)], running: &mut [Embedding], kernels: &Kernels, work: &mut Workspace,
+    members: &[(usize, usize)],
+    running: &mut [Embedding],
+    kernels: &Kernels,
+    work: &mut Workspace,
 ) -> Result<()> {
     let Some(&(first, _)) = members.first() else { return Ok(()) };
     let model = Arc::clone(&running[first].model);

@@ -31,7 +31,10 @@ impl fmt::Debug for EngineHandle {
 
 impl EngineHandle {
     pub(super) fn new(
-        sender: mpsc::Sender<Command>, waiting: Arc<AtomicUsize>, source: Arc<dyn ModelSource>, options: EngineOptions,
+        sender: mpsc::Sender<Command>,
+        waiting: Arc<AtomicUsize>,
+        source: Arc<dyn ModelSource>,
+        options: EngineOptions,
     ) -> Self {
         Self { sender, waiting, source, options: Arc::new(options) }
     }
@@ -66,9 +69,7 @@ impl EngineHandle {
         self.send(Command::Generate(GenerateJob { ticket, model_id, request, reply }))
     }
 
-    fn submit_embedding(
-        &self, request: EmbedRequest, reply: oneshot::Sender<Result<Vec<Vec<f32>>>>,
-    ) -> Result<()> {
+    fn submit_embedding(&self, request: EmbedRequest, reply: oneshot::Sender<Result<Vec<Vec<f32>>>>) -> Result<()> {
         let model_id = self.resolve(Task::Embed, request.model.as_deref())?.model_id;
         let EmbedRequest { inputs, normalize, .. } = request;
         let ticket = self.ticket()?;

@@ -242,7 +242,9 @@ fn header(reader: &mut Reader<'_>) -> Result<(u64, u64)> {
     }
     let version = reader.u32("the version")?;
     if !(2..=3).contains(&version) {
-        return Err(Error::unsupported(format!("GGUF version {version} is not supported; convert the file to version 3")));
+        return Err(Error::unsupported(format!(
+            "GGUF version {version} is not supported; convert the file to version 3"
+        )));
     }
     Ok((reader.u64("the number of tensors")?, reader.u64("the number of metadata pairs")?))
 }
@@ -324,16 +326,22 @@ fn family(metadata: &Metadata<'_>) -> Result<Family> {
 }
 
 fn tensors(
-    bytes: &Buffer, data_start: usize, infos: Vec<TensorInfo<'_>>, family: Family, layers: usize,
+    bytes: &Buffer,
+    data_start: usize,
+    infos: Vec<TensorInfo<'_>>,
+    family: Family,
+    layers: usize,
 ) -> Result<Vec<Tensor>> {
-    let layers = i32::try_from(layers).map_err(|_| Error::corrupted(format!("the GGUF file claims {layers} layers")))?;
+    let layers =
+        i32::try_from(layers).map_err(|_| Error::corrupted(format!("the GGUF file claims {layers} layers")))?;
     let mut tensors = Vec::with_capacity(infos.len());
     let mut total = 0_usize;
     for info in infos {
         let slot = Slot::of_gguf_name(info.name, layers).ok_or_else(|| {
             Error::unsupported(format!("tensor {} is not part of the {} family", info.name, family.name()))
         })?;
-        let impossible = || Error::corrupted(format!("tensor {} lies outside the GGUF file; download it again", info.name));
+        let impossible =
+            || Error::corrupted(format!("tensor {} lies outside the GGUF file; download it again", info.name));
         let (&cols, outer) = info.shape.split_last().ok_or_else(impossible)?;
         let rows = outer.iter().try_fold(1_usize, |rows, &dim| rows.checked_mul(dim)).ok_or_else(impossible)?;
         let len = tables::byte_len(info.dtype, rows, cols).ok_or_else(impossible)?;
@@ -356,7 +364,8 @@ fn config(metadata: &Metadata<'_>, family: Family, tensors: &[Tensor]) -> Result
     let hidden_size = metadata.required_size(&key("embedding_length"))?;
     let heads = metadata.required_size(&key("attention.head_count"))?;
     let shape_of = |name: &str| tensors.iter().find(|tensor| tensor.slot.name == name).map(|tensor| &tensor.shape);
-    let embedding = shape_of("embed_tokens").ok_or_else(|| Error::corrupted("the GGUF file has no token_embd.weight"))?;
+    let embedding =
+        shape_of("embed_tokens").ok_or_else(|| Error::corrupted("the GGUF file has no token_embd.weight"))?;
     if let Some(scaling) = metadata.str(&key("rope.scaling.type")).filter(|scaling| *scaling != "none") {
         return Err(Error::unsupported(format!("rope scaling of type {scaling} is not supported")));
     }

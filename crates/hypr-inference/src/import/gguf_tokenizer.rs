@@ -27,7 +27,8 @@ const USER_DEFINED: i64 = 4;
 const ENDS: [&str; 5] = ["<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end_of_text|>", "<|end|>"];
 
 /// The split of Qwen2, and with `{1,3}` digits of Llama 3 (source: their `tokenizer.json`).
-const QWEN2_SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const QWEN2_SPLIT: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const LLAMA3_SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 /// Builds the tokenizer, or `None` where the file has none.
@@ -84,9 +85,7 @@ fn added_token(id: usize, content: &str, special: bool) -> Json {
 
 /// The normalizer and pre-tokenizer that `tokenizer.ggml.pre` names.
 fn splitting(pre: &str) -> Result<(Json, Json)> {
-    let byte_level = |use_regex: bool| {
-        json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex })
-    };
+    let byte_level = |use_regex: bool| json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex });
     let split_first = |regex: &str| {
         let split = json!({ "type": "Split", "pattern": { "Regex": regex }, "behavior": "Isolated", "invert": false });
         json!({ "type": "Sequence", "pretokenizers": [split, byte_level(false)] })
@@ -108,10 +107,11 @@ fn splitting(pre: &str) -> Result<(Json, Json)> {
 }
 
 fn special_tokens(metadata: &Metadata<'_>, tokens: &[&str], types: &[i64]) -> (Option<u32>, Vec<u32>) {
-    let mut ends: Vec<u32> = ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"]
-        .into_iter()
-        .filter_map(|key| metadata.id(key))
-        .collect();
+    let mut ends: Vec<u32> =
+        ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"]
+            .into_iter()
+            .filter_map(|key| metadata.id(key))
+            .collect();
     ends.extend((0..types.len()).filter(|&id| types[id] == CONTROL && ENDS.contains(&tokens[id])).map(|id| id as u32));
     ends.sort_unstable();
     ends.dedup();

@@ -7,8 +7,6 @@ mod gguf;
 mod gguf_tokenizer;
 mod safetensors;
 mod tables;
-#[cfg(test)]
-mod tests;
 
 pub use gguf::gguf;
 pub use safetensors::safetensors;

@@ -24,8 +24,9 @@ use crate::families::Family;
 /// `InvalidInput` for a missing file, `Corrupted` for damaged ones, `Unsupported` for architectures and
 /// encodings that the engine does not run.
 pub fn safetensors(files: &BTreeMap<String, Buffer>, model_id: &str) -> Result<ModelTables> {
-    let source = json(files, "config.json")?
-        .ok_or_else(|| Error::invalid(format!("model {model_id} has no config.json; put it beside model.safetensors")))?;
+    let source = json(files, "config.json")?.ok_or_else(|| {
+        Error::invalid(format!("model {model_id} has no config.json; put it beside model.safetensors"))
+    })?;
     let mut config = config(&source, files)?;
     let mut tensors = Vec::new();
     for (name, bytes) in files.iter().filter(|(name, _)| name.ends_with(".safetensors")) {
@@ -36,7 +37,10 @@ pub fn safetensors(files: &BTreeMap<String, Buffer>, model_id: &str) -> Result<M
     }
     tensors.sort_by(|a: &Tensor, b| (a.slot.layer_id, &a.slot.name).cmp(&(b.slot.layer_id, &b.slot.name)));
     if let Some([twice, _]) = tensors.array_windows().find(|[a, b]| a.slot == b.slot) {
-        return Err(Error::corrupted(format!("the checkpoint has {} of layer {} twice", twice.slot.name, twice.slot.layer_id)));
+        return Err(Error::corrupted(format!(
+            "the checkpoint has {} of layer {} twice",
+            twice.slot.name, twice.slot.layer_id
+        )));
     }
     config.tie_word_embeddings = !tensors.iter().any(|tensor| tensor.slot.name == "lm_head");
 
@@ -123,7 +127,11 @@ fn config(source: &Json, files: &BTreeMap<String, Buffer>) -> Result<ModelConfig
         pooling: None,
         max_input_tokens: None,
     };
-    if family.causal() { decoder(&mut config, source, files)? } else { encoder(&mut config, source, files)? }
+    if family.causal() {
+        decoder(&mut config, source, files)?
+    } else {
+        encoder(&mut config, source, files)?
+    }
     Ok(config)
 }
 
@@ -132,7 +140,9 @@ fn activation(source: &Json) -> Result<ActivationName> {
         Some("silu" | "swish") => Ok(ActivationName::Silu),
         Some("gelu") => Ok(ActivationName::Gelu),
         Some("gelu_new" | "gelu_pytorch_tanh") => Ok(ActivationName::GeluTanh),
-        other => Err(Error::unsupported(format!("the activation {other:?} is not supported; use silu, gelu or gelu_new"))),
+        other => {
+            Err(Error::unsupported(format!("the activation {other:?} is not supported; use silu, gelu or gelu_new")))
+        }
     }
 }
 
@@ -149,8 +159,7 @@ fn decoder(config: &mut ModelConfig, source: &Json, files: &BTreeMap<String, Buf
     config.tasks = vec!["generate".to_owned()];
     config.norm_eps = float(source, "rms_norm_eps").unwrap_or(1e-6);
     config.rope = Some(RopeStyle::Neox);
-    config.rope_base =
-        Some(float(source, "rope_theta").or_else(|| float(rope?, "rope_theta")).unwrap_or(10_000.0));
+    config.rope_base = Some(float(source, "rope_theta").or_else(|| float(rope?, "rope_theta")).unwrap_or(10_000.0));
     let generation = json(files, "generation_config.json")?.unwrap_or_default();
     config.eos_token_ids = ids(source, "eos_token_id");
     config.eos_token_ids.extend(ids(&generation, "eos_token_id"));
@@ -202,16 +211,16 @@ fn chat_template(files: &BTreeMap<String, Buffer>) -> Result<Option<Buffer>> {
 /// Tensors that checkpoints carry and no network needs: counters, tables that are computed, heads of the
 /// pre-training task.
 fn is_ignored(name: &str) -> bool {
-    name.ends_with("embeddings.position_ids")
-        || name.ends_with("rotary_emb.inv_freq")
-        || name.starts_with("cls.")
+    name.ends_with("embeddings.position_ids") || name.ends_with("rotary_emb.inv_freq") || name.starts_with("cls.")
 }
 
 fn read(file: &str, bytes: &Buffer, config: &ModelConfig, tensors: &mut Vec<Tensor>) -> Result<()> {
-    let damaged = |error| Error::corrupted(format!("{file} is not a valid safetensors file ({error}); download it again"));
+    let damaged =
+        |error| Error::corrupted(format!("{file} is not a valid safetensors file ({error}); download it again"));
     // `deserialize` also checks that the tensors cover the file.
     SafeTensors::deserialize(bytes.as_slice()).map_err(|error| damaged(error.to_string()))?;
-    let (header, metadata) = SafeTensors::read_metadata(bytes.as_slice()).map_err(|error| damaged(error.to_string()))?;
+    let (header, metadata) =
+        SafeTensors::read_metadata(bytes.as_slice()).map_err(|error| damaged(error.to_string()))?;
     let data_start = header + 8;
     for (name, info) in metadata.tensors() {
         if is_ignored(&name) {

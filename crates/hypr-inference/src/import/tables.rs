@@ -101,7 +101,10 @@ pub(super) fn byte_len(dtype: DType, rows: usize, cols: usize) -> Option<usize> 
 
 /// Puts a model together; layers ascend and a layer's tensors keep their order.
 pub(super) fn assemble(
-    model_id: &str, config: &ModelConfig, tensors: &[Tensor], files: BTreeMap<String, Buffer>,
+    model_id: &str,
+    config: &ModelConfig,
+    tensors: &[Tensor],
+    files: BTreeMap<String, Buffer>,
 ) -> Result<ModelTables> {
     let schema = layer_schema();
     let mut layers: BTreeMap<i32, Vec<RecordBatch>> = BTreeMap::new();

@@ -3,6 +3,8 @@
 
 mod engine;
 mod hostile;
+#[cfg(target_os = "linux")]
+mod memory;
 mod minilm;
 mod smollm2;
 mod support;

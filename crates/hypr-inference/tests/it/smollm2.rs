@@ -1,8 +1,8 @@
 //! SmolLM2-135M-Instruct, Q4_1, against PyTorch on the dequantised weights.
 //!
-//! Two comparisons: with the weights decoded to F32 the logits must agree to 2e-3, which proves everything but
+//! Two comparisons: with the weights decoded to F32 the logits must agree to 2e-4, which proves everything but
 //! the integer kernels; with the weights as they are, activations are rounded to 8 bits, so the logits must
-//! agree to a cosine of 0.998 and choose the same tokens wherever PyTorch's margin is above 0.75.
+//! agree to a cosine of 0.999 and choose the same tokens wherever PyTorch's margin is above 0.75.
 
 use arrow_buffer::Buffer;
 use hypr_common::model::ModelTables;
@@ -74,7 +74,7 @@ fn decoded_weights_give_the_logits_of_pytorch() {
         let (got, wanted) = sampled(&got, prompt);
         let off = largest_difference(&got, &wanted);
         println!("{}: off by {off}", prompt["text"]);
-        assert!(off < 2e-3, "{}: off by {off}", prompt["text"]);
+        assert!(off < 2e-4, "{}: off by {off}", prompt["text"]);
     }
 }
 
@@ -88,7 +88,7 @@ fn quantised_weights_stay_close_to_pytorch() {
         let (got, wanted) = sampled(&got, prompt);
         let cosine = cosine(&got, &wanted);
         println!("{}: cosine {cosine}, off by {}", prompt["text"], largest_difference(&got, &wanted));
-        assert!(cosine > 0.998, "{}: cosine {cosine}", prompt["text"]);
+        assert!(cosine > 0.999, "{}: cosine {cosine}", prompt["text"]);
     }
 }
 

@@ -27,7 +27,8 @@ pub fn json(path: &Path) -> Value {
 
 /// The files of a checkpoint by their names below `directory`.
 pub fn checkpoint(directory: &Path) -> BTreeMap<String, Buffer> {
-    let names = ["model.safetensors", "config.json", "tokenizer.json", "sentence_bert_config.json", "1_Pooling/config.json"];
+    let names =
+        ["model.safetensors", "config.json", "tokenizer.json", "sentence_bert_config.json", "1_Pooling/config.json"];
     let present = names.into_iter().filter(|name| directory.join(name).exists());
     present.map(|name| (name.to_owned(), read(&directory.join(name)))).collect()
 }
@@ -74,7 +75,11 @@ pub fn tokens(value: &Value) -> Vec<u32> {
 
 /// Logits after each of `tokens`, run in pieces of `chunk` tokens: the last token of a piece has logits.
 pub fn logits(
-    transformer: &Transformer, kernels: &Kernels, tokens: &[u32], chunk: usize, precision: KvPrecision,
+    transformer: &Transformer,
+    kernels: &Kernels,
+    tokens: &[u32],
+    chunk: usize,
+    precision: KvPrecision,
 ) -> Vec<Vec<f32>> {
     let mut cache = transformer.new_cache(precision);
     let mut work = Workspace::new();

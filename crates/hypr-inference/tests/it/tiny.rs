@@ -59,9 +59,7 @@ fn the_encoder_matches_pytorch_alone_and_packed() {
         let alone = work.hidden().to_vec();
         let off = largest_difference(&alone, &wanted);
         assert!(off < TOLERANCE, "at {level}: off by {off}");
-        transformer
-            .forward(&kernels, &mut [chunk(&[3, 4, 5]), chunk(&tokens), chunk(&[9])], &mut work)
-            .unwrap();
+        transformer.forward(&kernels, &mut [chunk(&[3, 4, 5]), chunk(&tokens), chunk(&[9])], &mut work).unwrap();
         assert_eq!(work.hidden()[3 * 32..(3 + tokens.len()) * 32], alone);
     }
 }
@@ -101,7 +99,9 @@ fn a_pass_that_cannot_be_is_refused_and_changes_nothing() {
         assert!(transformer.forward(&kernels, &mut batch, &mut work).is_err(), "{tokens:?}");
     }
     assert_eq!(cache.tokens(), 0);
-    assert!(transformer.forward(&kernels, &mut [Chunk { tokens: &[1], cache: None, logits: true }], &mut work).is_err());
+    assert!(
+        transformer.forward(&kernels, &mut [Chunk { tokens: &[1], cache: None, logits: true }], &mut work).is_err()
+    );
 }
 
 fn lies_in(bytes: &[u8], file: &Buffer) -> bool {
