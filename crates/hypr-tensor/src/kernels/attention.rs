@@ -1,6 +1,6 @@
 //! Scaled dot-product attention with streaming softmax.
 //!
-//! Each (sequence, query, head) is one task: keys are taken sixteen at a time in order of position, with a running
+//! Each (sequence, head, block of queries) is one task. For each query, keys are taken sixteen at a time in order of position, with a running
 //! maximum and sum (Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018), so no matrix of
 //! scores is ever stored and a query's result does not depend on the other queries of the call.
 
@@ -10,6 +10,9 @@ use super::{Kernels, Level, SharedMut, by_level, math};
 
 /// Keys taken in one step.
 pub(super) const STEP: usize = 16;
+
+/// Queries that go over the keys together, so that they find them in the first-level cache.
+pub(super) const BLOCK: usize = 8;
 
 /// Multiplications below which calling the other threads costs more than it saves.
 const SERIAL_BELOW: usize = 32 * 1024;
@@ -77,6 +80,11 @@ impl Attention<'_> {
         self.queries.len() / (self.heads * self.head_dim)
     }
 
+    /// Blocks of queries.
+    fn blocks(&self) -> usize {
+        self.queries().div_ceil(BLOCK)
+    }
+
     fn tokens(&self) -> usize {
         self.keys.len() / (self.kv_heads * self.head_dim)
     }
@@ -110,7 +118,7 @@ fn run_chunk(kernels: &Kernels, sequences: &mut [(Attention<'_>, &mut [f32])]) {
     let mut shared: [Option<(Attention<'_>, SharedMut<f32>)>; MAX_SEQUENCES] = [None; MAX_SEQUENCES];
     for ((attention, out), shared) in sequences.iter_mut().zip(&mut shared) {
         attention.check(out);
-        tasks += attention.queries() * attention.heads;
+        tasks += attention.blocks() * attention.heads;
         work += attention.queries.len() * attention.tokens();
         *shared = Some((*attention, SharedMut::new(out)));
     }
@@ -119,60 +127,84 @@ fn run_chunk(kernels: &Kernels, sequences: &mut [(Attention<'_>, &mut [f32])]) {
     kernels.pool().for_each_range(tasks, grain, &|_, range| {
         let mut first = 0;
         for (attention, out) in shared.iter().flatten() {
-            let (dim, heads) = (attention.head_dim, attention.heads);
-            let end = first + attention.queries() * heads;
+            let (heads, blocks) = (attention.heads, attention.blocks());
+            let end = first + blocks * heads;
             for task in range.start.max(first)..range.end.min(end) {
                 let task = task - first;
-                // SAFETY: each task has its own place in the output of its sequence.
-                let out = unsafe { out.slice(task * dim, dim) };
-                one_head(level, attention, task / heads, task % heads, out);
+                one_block(level, attention, task / blocks, task % blocks, *out);
             }
             first = end;
         }
     });
 }
 
-/// Where one head of one query lies.
+/// Where the rows of a block lie: one head of consecutive queries.
 #[derive(Clone, Copy)]
-pub(super) struct Head {
-    /// First element of the query's head in the queries.
+pub(super) struct Block {
+    /// First element of the first query's head, in the queries and in the output.
     pub query: usize,
+    /// Elements from query to query.
+    pub query_stride: usize,
+    /// Queries in the block.
+    pub queries: usize,
     /// First element of the head of token 0 in keys and values.
     pub kv: usize,
     /// Elements from token to token.
     pub stride: usize,
-    /// Tokens that the query sees, at least one.
+    /// Tokens that the first query sees, at least one.
     pub visible: usize,
+    /// How many more tokens each next query sees: 1 or 0.
+    pub grow: usize,
 }
 
-/// One query of one head.
-fn one_head(level: Level, attention: &Attention<'_>, query: usize, head: usize, out: &mut [f32]) {
-    let dim = attention.head_dim;
-    let head = Head {
-        query: (query * attention.heads + head) * dim,
+/// One head of the queries of one block.
+fn one_block(level: Level, attention: &Attention<'_>, head: usize, block: usize, out: SharedMut<f32>) {
+    let (dim, first) = (attention.head_dim, block * BLOCK);
+    let (visible, grow) = match attention.mask {
+        Mask::Causal { start } => (start + first + 1, 1),
+        Mask::Full => (attention.tokens(), 0),
+    };
+    let block = Block {
+        query: (first * attention.heads + head) * dim,
+        query_stride: attention.heads * dim,
+        queries: BLOCK.min(attention.queries() - first),
         kv: head / (attention.heads / attention.kv_heads) * dim,
         stride: attention.kv_heads * dim,
-        visible: match attention.mask {
-            Mask::Causal { start } => start + query + 1,
-            Mask::Full => attention.tokens(),
-        },
+        visible,
+        grow,
     };
-    if head.visible == 0 {
-        return out.fill(0.0);
+    if block.visible == 0 {
+        // SAFETY: each block has places of its own in the output of its sequence.
+        (0..block.queries).for_each(|i| unsafe { out.slice(block.query + i * block.query_stride, dim) }.fill(0.0));
+        return;
     }
     #[cfg(target_arch = "x86_64")]
     if level == Level::Avx512 && dim.is_multiple_of(16) {
         // SAFETY: `Kernels` only holds levels that this processor has; `check` has compared the lengths of the
-        // slices with the shapes that `head` was computed from.
-        return unsafe { super::avx512::one_head(attention, head, out) };
+        // slices with the shapes that `block` was computed from; blocks do not overlap.
+        return unsafe { super::avx512::one_block(attention, block, out) };
     }
-    let query = &attention.queries[head.query..][..dim];
-    match (attention.keys, attention.values) {
-        (KvRows::F32(k), KvRows::F32(v)) => stream_f32(level, query, k, v, head, attention.scale, out),
-        (KvRows::F16(k), KvRows::F16(v)) => stream_f16(level, query, k, v, head, attention.scale, out),
-        (KvRows::F32(k), KvRows::F16(v)) => stream(query, k, v, head, attention.scale, out),
-        (KvRows::F16(k), KvRows::F32(v)) => stream(query, k, v, head, attention.scale, out),
+    for i in 0..block.queries {
+        let at = block.query + i * block.query_stride;
+        let (query, visible) = (&attention.queries[at..][..dim], block.visible + i * block.grow);
+        // SAFETY: each block has places of its own in the output of its sequence.
+        let out = unsafe { out.slice(at, dim) };
+        let head = Head { kv: block.kv, stride: block.stride, visible };
+        match (attention.keys, attention.values) {
+            (KvRows::F32(k), KvRows::F32(v)) => stream_f32(level, query, k, v, head, attention.scale, out),
+            (KvRows::F16(k), KvRows::F16(v)) => stream_f16(level, query, k, v, head, attention.scale, out),
+            (KvRows::F32(k), KvRows::F16(v)) => stream(query, k, v, head, attention.scale, out),
+            (KvRows::F16(k), KvRows::F32(v)) => stream(query, k, v, head, attention.scale, out),
+        }
     }
+}
+
+/// Where the keys and values of one query of one head lie; see [`Block`].
+#[derive(Clone, Copy)]
+struct Head {
+    kv: usize,
+    stride: usize,
+    visible: usize,
 }
 
 by_level! {

@@ -4,29 +4,29 @@ use std::arch::x86_64::*;
 
 use half::f16;
 
-use super::super::attention::{Attention, Head, KvRows, STEP};
-use super::super::math;
+use super::super::attention::{Attention, BLOCK, Block, KvRows, STEP};
+use super::super::{SharedMut, math};
 use super::sum_each;
 
-/// One query of one head, where the head is whole vectors wide.
+/// One head of a block of queries, where the head is whole vectors wide.
 ///
 /// # Safety
-/// The processor has the features of `Level::Avx512`; `head` describes places inside the slices of `attention`,
-/// `head_dim` is a multiple of sixteen and at most `Attention::MAX_HEAD_DIM`, and `out` is one head.
+/// The processor has the features of `Level::Avx512`; `block` describes places inside the slices of `attention` and
+/// `out` that no other thread writes; `head_dim` is a multiple of sixteen and at most `Attention::MAX_HEAD_DIM`.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
-pub unsafe fn one_head(attention: &Attention<'_>, head: Head, out: &mut [f32]) {
+pub unsafe fn one_block(attention: &Attention<'_>, block: Block, out: SharedMut<f32>) {
     // SAFETY: by the caller's promise, with the vectors that make up one head.
     unsafe {
         match (attention.keys, attention.values, attention.head_dim) {
-            (KvRows::F32(k), KvRows::F32(v), 64) => stream::<f32, f32, 4>(attention, head, k, v, out),
-            (KvRows::F32(k), KvRows::F32(v), 32) => stream::<f32, f32, 2>(attention, head, k, v, out),
-            (KvRows::F32(k), KvRows::F32(v), 128) => stream::<f32, f32, 8>(attention, head, k, v, out),
-            (KvRows::F32(k), KvRows::F32(v), _) => stream::<f32, f32, 0>(attention, head, k, v, out),
-            (KvRows::F16(k), KvRows::F16(v), 64) => stream::<f16, f16, 4>(attention, head, k, v, out),
-            (KvRows::F16(k), KvRows::F16(v), 128) => stream::<f16, f16, 8>(attention, head, k, v, out),
-            (KvRows::F16(k), KvRows::F16(v), _) => stream::<f16, f16, 0>(attention, head, k, v, out),
-            (KvRows::F32(k), KvRows::F16(v), _) => stream::<f32, f16, 0>(attention, head, k, v, out),
-            (KvRows::F16(k), KvRows::F32(v), _) => stream::<f16, f32, 0>(attention, head, k, v, out),
+            (KvRows::F32(k), KvRows::F32(v), 64) => stream::<f32, f32, 4>(attention, block, k, v, out),
+            (KvRows::F32(k), KvRows::F32(v), 32) => stream::<f32, f32, 2>(attention, block, k, v, out),
+            (KvRows::F32(k), KvRows::F32(v), 128) => stream::<f32, f32, 8>(attention, block, k, v, out),
+            (KvRows::F32(k), KvRows::F32(v), _) => stream::<f32, f32, 0>(attention, block, k, v, out),
+            (KvRows::F16(k), KvRows::F16(v), 64) => stream::<f16, f16, 4>(attention, block, k, v, out),
+            (KvRows::F16(k), KvRows::F16(v), 128) => stream::<f16, f16, 8>(attention, block, k, v, out),
+            (KvRows::F16(k), KvRows::F16(v), _) => stream::<f16, f16, 0>(attention, block, k, v, out),
+            (KvRows::F32(k), KvRows::F16(v), _) => stream::<f32, f16, 0>(attention, block, k, v, out),
+            (KvRows::F16(k), KvRows::F32(v), _) => stream::<f16, f32, 0>(attention, block, k, v, out),
         }
     }
 }
@@ -56,69 +56,139 @@ impl Element for f16 {
     }
 }
 
+/// What a query carries from step to step.
+#[derive(Clone, Copy)]
+struct Running {
+    /// The largest score so far.
+    max: f32,
+    /// Sums of the weights, in the lanes of their keys.
+    total: __m512,
+    /// Weighted sums of the values.
+    sums: [__m512; Attention::MAX_HEAD_DIM / 16],
+}
+
 /// `VECTORS` is the width of a head in vectors where it is known to the compiler, else 0.
 ///
 /// # Safety
-/// As [`one_head`].
+/// As [`one_block`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
 #[inline]
 unsafe fn stream<K: Element, V: Element, const VECTORS: usize>(
     attention: &Attention<'_>,
-    head: Head,
+    block: Block,
     keys: &[K],
     values: &[V],
-    out: &mut [f32],
+    out: SharedMut<f32>,
 ) {
     let vectors = if VECTORS > 0 { VECTORS } else { attention.head_dim / 16 };
-    // SAFETY: the head lies inside the slices.
-    let (query, keys, values) = unsafe {
-        (attention.queries.as_ptr().add(head.query), keys.as_ptr().add(head.kv), values.as_ptr().add(head.kv))
-    };
-    let mut sums = [_mm512_setzero_ps(); Attention::MAX_HEAD_DIM / 16];
-    let sums = &mut sums[..vectors];
-    let (mut max, mut total) = (f32::NEG_INFINITY, _mm512_setzero_ps());
-    let mut token = 0;
-    while token < head.visible {
-        let count = (head.visible - token).min(STEP);
-        let mask = (0xffff_u32 >> (STEP - count)) as __mmask16;
-        // SAFETY: tokens below `visible`; the last of a short step is repeated and masked.
+    let zero = _mm512_setzero_ps();
+    let mut running =
+        [Running { max: f32::NEG_INFINITY, total: zero, sums: [zero; Attention::MAX_HEAD_DIM / 16] }; BLOCK];
+    let running = &mut running[..block.queries];
+    let last = block.visible + (block.queries - 1) * block.grow;
+    for token in (0..last).step_by(STEP) {
+        for (i, running) in running.iter_mut().enumerate() {
+            let visible = block.visible + i * block.grow;
+            if token >= visible {
+                continue;
+            }
+            let count = (visible - token).min(STEP);
+            // SAFETY: the block lies inside the slices; tokens below `visible`.
+            unsafe {
+                let query = attention.queries.as_ptr().add(block.query + i * block.query_stride);
+                let first = block.kv + token * block.stride;
+                let (keys, values) = (keys.as_ptr().add(first), values.as_ptr().add(first));
+                let scores = scores::<K, VECTORS>(query, keys, block.stride, count, vectors);
+                let scores = _mm512_mul_ps(scores, _mm512_set1_ps(attention.scale));
+                step::<V, VECTORS>(running, scores, values, block.stride, count, vectors);
+            }
+        }
+    }
+    for (i, running) in running.iter().enumerate() {
+        let scale = _mm512_set1_ps(1.0 / _mm512_reduce_add_ps(running.total));
+        // SAFETY: a place that only this block writes.
+        let out = unsafe { out.slice(block.query + i * block.query_stride, 16 * vectors) };
+        for (sum, out) in running.sums[..vectors].iter().zip(out.chunks_exact_mut(16)) {
+            // SAFETY: sixteen floats.
+            unsafe { _mm512_storeu_ps(out.as_mut_ptr(), _mm512_mul_ps(*sum, scale)) };
+        }
+    }
+}
+
+/// Products of a query with sixteen keys; those from `count` on repeat the last.
+///
+/// # Safety
+/// `query` points at `vectors` vectors, `keys` at `count` keys of as many, `stride` elements apart.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
+#[inline]
+unsafe fn scores<K: Element, const VECTORS: usize>(
+    query: *const f32,
+    keys: *const K,
+    stride: usize,
+    count: usize,
+    vectors: usize,
+) -> __m512 {
+    let vectors = if VECTORS > 0 { VECTORS } else { vectors };
+    let mut scores = [_mm512_setzero_ps(); STEP];
+    for v in 0..vectors {
+        // SAFETY: by the caller's promise.
         unsafe {
-            let mut scores = [_mm512_setzero_ps(); STEP];
+            let query = _mm512_loadu_ps(query.add(16 * v));
             for (k, score) in scores.iter_mut().enumerate() {
-                let key = keys.add((token + k.min(count - 1)) * head.stride);
-                for v in 0..vectors {
-                    *score = _mm512_fmadd_ps(_mm512_loadu_ps(query.add(16 * v)), K::load(key.add(16 * v)), *score);
-                }
+                let key = K::load(keys.add(k.min(count - 1) * stride + 16 * v));
+                *score = _mm512_fmadd_ps(query, key, *score);
             }
-            let scores = _mm512_mul_ps(sum_each(&scores), _mm512_set1_ps(attention.scale));
-            let largest = _mm512_mask_reduce_max_ps(mask, scores);
-            if largest > max {
-                let shrink = _mm512_set1_ps(math::exp(max - largest));
-                total = _mm512_mul_ps(total, shrink);
-                for sum in sums.iter_mut() {
-                    *sum = _mm512_mul_ps(*sum, shrink);
-                }
-                max = largest;
-            }
-            let weights = exp(_mm512_sub_ps(scores, _mm512_set1_ps(max)));
-            let weights = _mm512_maskz_mov_ps(mask, weights);
-            total = _mm512_add_ps(total, weights);
-            let mut weight = [0.0f32; STEP];
-            _mm512_storeu_ps(weight.as_mut_ptr(), weights);
+        }
+    }
+    sum_each(&scores)
+}
+
+/// Takes `count` keys of given scores into the running sums.
+///
+/// # Safety
+/// `values` points at `count` values of `vectors` vectors, `stride` elements apart.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
+#[inline]
+unsafe fn step<V: Element, const VECTORS: usize>(
+    running: &mut Running,
+    scores: __m512,
+    values: *const V,
+    stride: usize,
+    count: usize,
+    vectors: usize,
+) {
+    let vectors = if VECTORS > 0 { VECTORS } else { vectors };
+    let mask = (0xffff_u32 >> (STEP - count)) as __mmask16;
+    let largest = _mm512_mask_reduce_max_ps(mask, scores);
+    if largest > running.max {
+        let shrink = _mm512_set1_ps(math::exp(running.max - largest));
+        running.total = _mm512_mul_ps(running.total, shrink);
+        for sum in &mut running.sums[..vectors] {
+            *sum = _mm512_mul_ps(*sum, shrink);
+        }
+        running.max = largest;
+    }
+    let weights = _mm512_maskz_mov_ps(mask, exp(_mm512_sub_ps(scores, _mm512_set1_ps(running.max))));
+    running.total = _mm512_add_ps(running.total, weights);
+    let mut weight = [0.0f32; STEP];
+    // SAFETY: sixteen floats; values by the caller's promise.
+    unsafe {
+        _mm512_storeu_ps(weight.as_mut_ptr(), weights);
+        if VECTORS > 0 {
+            let mut sums: [__m512; VECTORS] = std::array::from_fn(|v| running.sums[v]);
             for (k, &weight) in weight.iter().enumerate().take(count) {
-                let value = values.add((token + k) * head.stride);
-                let weight = _mm512_set1_ps(weight);
                 for (v, sum) in sums.iter_mut().enumerate() {
-                    *sum = _mm512_fmadd_ps(weight, V::load(value.add(16 * v)), *sum);
+                    *sum = _mm512_fmadd_ps(_mm512_set1_ps(weight), V::load(values.add(k * stride + 16 * v)), *sum);
+                }
+            }
+            running.sums[..VECTORS].copy_from_slice(&sums);
+        } else {
+            for (k, &weight) in weight.iter().enumerate().take(count) {
+                for (v, sum) in running.sums[..vectors].iter_mut().enumerate() {
+                    *sum = _mm512_fmadd_ps(_mm512_set1_ps(weight), V::load(values.add(k * stride + 16 * v)), *sum);
                 }
             }
         }
-        token += STEP;
-    }
-    let scale = _mm512_set1_ps(1.0 / _mm512_reduce_add_ps(total));
-    for (sum, out) in sums.iter().zip(out.chunks_exact_mut(16)) {
-        // SAFETY: sixteen floats.
-        unsafe { _mm512_storeu_ps(out.as_mut_ptr(), _mm512_mul_ps(*sum, scale)) };
     }
 }
 

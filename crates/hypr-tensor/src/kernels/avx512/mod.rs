@@ -11,7 +11,7 @@ mod unpack;
 use super::linear::Tile;
 use super::scratch::Line;
 
-pub use attention::one_head;
+pub use attention::one_block;
 pub use quantize::quantize_groups;
 
 /// All outputs of a tile.
