@@ -23,7 +23,7 @@ use lance_table::format::Fragment;
 
 use crate::ROW_ID_COLUMN;
 use crate::lance_store::lance_error;
-use crate::schema::row_id_field;
+use crate::schema::{bare, row_id_field};
 use crate::table::TableShared;
 use crate::tail::{Snapshot, TailBatch, live_rows};
 
@@ -146,12 +146,13 @@ impl Scan {
     async fn lance_plan(&self, dataset: &Arc<Dataset>, fragments: Vec<Fragment>) -> Result<Arc<dyn ExecutionPlan>> {
         let failed = |e| lance_error(&format!("scanning {}", self.table), e);
         let mut scanner = dataset.scan();
-        let mut columns: Vec<&str> =
-            self.output.fields().iter().map(|field| field.name().as_str()).filter(|n| *n != ROW_ID_COLUMN).collect();
+        let mut fields: Vec<_> = self.output.fields().iter().filter(|f| f.name() != ROW_ID_COLUMN).cloned().collect();
         if self.needs_row_id() {
-            columns.push(ROW_ID_COLUMN);
+            fields.push(Arc::new(row_id_field()));
         }
-        scanner.project(&columns).map_err(failed)?.with_fragments(fragments);
+        // By schema and not by name: Lance reads names as expressions.
+        let columns = lance_core::datatypes::Schema::try_from(&bare(&Schema::new(fields))).map_err(failed)?;
+        scanner.project_with_schema(&columns).map_err(failed)?.with_fragments(fragments);
         if let Some(filter) =
             datafusion::logical_expr::utils::conjunction(self.filters.iter().cloned().map(unqualified))
         {

@@ -243,9 +243,13 @@ pub(crate) fn with_row_id(schema: &Schema) -> SchemaRef {
 /// The schema inside Lance: [`with_row_id`] without field metadata, because Lance gives `arrow.json` a
 /// storage form of its own. The catalog restores the metadata on read.
 pub(crate) fn lance_schema(schema: &Schema) -> SchemaRef {
-    let fields = with_row_id(schema);
-    let bare = fields.fields().iter().map(|field| field.as_ref().clone().with_metadata(HashMap::new()));
-    Arc::new(Schema::new(bare.collect::<Vec<_>>()))
+    Arc::new(bare(&with_row_id(schema)))
+}
+
+/// `schema` without field metadata.
+pub(crate) fn bare(schema: &Schema) -> Schema {
+    let fields = schema.fields().iter().map(|field| field.as_ref().clone().with_metadata(HashMap::new()));
+    Schema::new(fields.collect::<Vec<_>>())
 }
 
 /// Checks what [`store`] cannot express: names and the primary key.
@@ -255,8 +259,15 @@ pub(crate) fn check_columns(table: &str, schema: &Schema, primary_key: &[String]
     }
     let mut seen = HashMap::new();
     for field in schema.fields() {
-        if field.name() == ROW_ID_COLUMN {
-            return Err(Error::invalid(format!("the column name {ROW_ID_COLUMN} is reserved; choose another")));
+        let name = field.name().as_str();
+        if name == ROW_ID_COLUMN || lance_core::is_system_column(name) {
+            return Err(Error::invalid(format!("the column name {name} is reserved; choose another")));
+        }
+        // Lance addresses columns by paths in which these have a meaning.
+        if name.is_empty() || name.contains(['.', '`']) {
+            return Err(Error::invalid(format!(
+                "\"{name}\" cannot name a column: names are not empty and hold no dot and no backtick"
+            )));
         }
         if seen.insert(field.name().as_str(), ()).is_some() {
             return Err(Error::invalid(format!("table {table} declares column {} twice", field.name())));

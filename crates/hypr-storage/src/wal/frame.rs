@@ -6,8 +6,9 @@ use arrow_array::RecordBatch;
 use arrow_ipc::MetadataVersion;
 use arrow_ipc::reader::StreamReader;
 use arrow_ipc::writer::{IpcWriteOptions, StreamWriter};
-use arrow_schema::Schema;
 use hypr_common::{Error, Result};
+
+use crate::schema::bare;
 
 /// `HYPRWAL` and the format version.
 pub(crate) const MAGIC: [u8; 8] = *b"HYPRWAL1";
@@ -77,7 +78,9 @@ impl Frame {
         payload.extend_from_slice(&table_id.to_le_bytes());
         payload.extend_from_slice(&first_row_id.to_le_bytes());
         let options = IpcWriteOptions::try_new(8, false, MetadataVersion::V5)?;
-        let mut writer = StreamWriter::try_new_with_options(&mut payload, &bare_schema(batch), options)?;
+        // Field metadata lies in the catalog; repeating it would double the size of a single-row frame.
+        let schema = bare(batch.schema_ref());
+        let mut writer = StreamWriter::try_new_with_options(&mut payload, &schema, options)?;
         writer.write(batch)?;
         writer.finish()?;
         drop(writer);
@@ -118,12 +121,6 @@ impl Frame {
         header[4..8].copy_from_slice(&crc.to_le_bytes());
         header
     }
-}
-
-/// Field metadata lies in the catalog; repeating it would double the size of a single-row frame.
-fn bare_schema(batch: &RecordBatch) -> Schema {
-    let fields = batch.schema_ref().fields().iter();
-    Schema::new(fields.map(|field| field.as_ref().clone().with_metadata(Default::default())).collect::<Vec<_>>())
 }
 
 /// A frame found in a segment.

@@ -4,4 +4,5 @@ mod faults;
 mod flushes;
 mod model;
 mod support;
+mod types;
 mod writes;
