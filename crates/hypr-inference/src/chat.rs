@@ -10,7 +10,7 @@ use minijinja::{Environment, UndefinedBehavior, Value, context};
 use crate::api::ChatMessage;
 
 /// Instructions of the template engine that one rendering may take.
-const STEPS: u64 = 10_000_000;
+const STEPS: u64 = 1_000_000;
 
 /// A compiled chat template.
 #[derive(Debug)]

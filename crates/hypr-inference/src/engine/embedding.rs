@@ -27,22 +27,24 @@ pub(super) struct Embedding {
 }
 
 impl Embedding {
-    /// Tokenizes the texts of a request.
-    pub fn start(
-        job: EmbedJob,
-        model: Arc<Model>,
-    ) -> std::result::Result<Self, (oneshot::Sender<Result<Vec<Vec<f32>>>>, Error)> {
-        let encode = || job.inputs.iter().map(|text| model.encode_input(text)).collect();
-        let inputs: Vec<Vec<u32>> = match guarded(encode) {
-            Ok(inputs) => inputs,
-            Err(error) => return Err((job.reply, error)),
+    /// Tokenizes the texts of a request. A request that fails has its answer then, and is over.
+    pub fn start(job: EmbedJob, model: Arc<Model>) -> Self {
+        let EmbedJob { ticket, inputs: texts, normalize, reply, .. } = job;
+        drop(ticket);
+        let inputs: Result<Vec<Vec<u32>>> = guarded(|| texts.iter().map(|text| model.encode_input(text)).collect());
+        let (inputs, error) = match inputs {
+            Ok(inputs) => (inputs, None),
+            Err(error) => (Vec::new(), Some(error)),
         };
         let mut order: Vec<usize> = (0..inputs.len()).collect();
         order.sort_by_key(|&at| std::cmp::Reverse(inputs[at].len()));
         let vectors = vec![Vec::new(); inputs.len()];
-        let mut embedding = Self { model, normalize: job.normalize, inputs, order, vectors, reply: Some(job.reply) };
-        embedding.answer_if_done();
-        Ok(embedding)
+        let mut embedding = Self { model, normalize, inputs, order, vectors, reply: Some(reply) };
+        match error {
+            Some(error) => embedding.fail(error),
+            None => embedding.answer_if_done(),
+        }
+        embedding
     }
 
     /// Whether it has been answered or nobody waits.

@@ -37,7 +37,8 @@ pub(super) struct Sequence {
 impl Sequence {
     /// Builds the prompt of a request.
     pub fn start(job: GenerateJob, model: Arc<Model>) -> std::result::Result<Self, (Reply, Error)> {
-        let GenerateJob { request, reply, .. } = job;
+        let GenerateJob { ticket, request, reply, .. } = job;
+        drop(ticket);
         let built = match guarded(|| prompt::build(&model, &request)) {
             Ok(built) => built,
             Err(error) => return Err((reply, error)),
@@ -93,15 +94,15 @@ impl Sequence {
     }
 
     fn emit(&mut self, token: Token) {
-        match &mut self.reply {
-            Some(Reply::Whole(_)) => self.text.push_str(&token.text),
-            Some(Reply::Stream(sender)) => {
-                // There is room for every token; a failure means the reader has gone.
-                if sender.try_send(Ok(token)).is_err() {
-                    self.reply = None;
-                }
+        let reader_is_gone = match &mut self.reply {
+            Some(Reply::Stream(sender)) => sender.try_send(Ok(token)).is_err(),
+            _ => {
+                self.text.push_str(&token.text);
+                false
             }
-            None => {}
+        };
+        if reader_is_gone {
+            self.reply = None;
         }
     }
 

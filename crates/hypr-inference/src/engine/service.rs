@@ -158,12 +158,9 @@ impl EngineService {
         while self.embeddings.len() < MAX_EMBEDDINGS {
             let Some(job) = self.waiting_embeddings.pop_front() else { break };
             match guarded(|| self.model(&job.model_id)) {
-                // A caller that is gone needs no answer, here and below.
+                // A caller that is gone needs no answer.
                 Err(error) => drop(job.reply.send(Err(error))),
-                Ok(model) => match Embedding::start(job, model) {
-                    Ok(embedding) => self.embeddings.push(embedding),
-                    Err((reply, error)) => drop(reply.send(Err(error))),
-                },
+                Ok(model) => self.embeddings.push(Embedding::start(job, model)),
             }
         }
     }

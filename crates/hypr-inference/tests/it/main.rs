@@ -1,6 +1,9 @@
 //! The engine against PyTorch and against itself: fixtures in `tests/fixtures` (see `scripts/make_fixtures.py`),
 //! and the real models where `HYPRSTREAM_TEST_MODELS` names a directory that holds them.
 
+// A failed helper is a failed test.
+#![allow(clippy::unwrap_used)]
+
 mod engine;
 mod hostile;
 #[cfg(target_os = "linux")]
