@@ -44,13 +44,19 @@ fn describe(error: &DataFusionError) -> (ErrorKind, String) {
         }
         DataFusionError::Execution(message) => (ErrorKind::InvalidInput, tidy(message)),
         DataFusionError::NotImplemented(message) => (ErrorKind::Unsupported, tidy(message)),
-        DataFusionError::ResourcesExhausted(message) => (
-            ErrorKind::ResourceExhausted,
-            format!("the statement needs more memory than query memory_limit_bytes allows: {}", tidy(message)),
-        ),
+        DataFusionError::ResourcesExhausted(message) => (ErrorKind::ResourceExhausted, exhausted(message).to_owned()),
         DataFusionError::ArrowError(arrow, _) => describe_arrow(arrow),
         DataFusionError::IoError(io) => describe_io(io),
         _ => (ErrorKind::Internal, "internal error while running the statement; the log has the details".to_owned()),
+    }
+}
+
+/// Which limit was reached; who held how much memory is for the log.
+fn exhausted(message: &str) -> &'static str {
+    if message.contains("disk space") {
+        "the statement spills more to disk than the limit on temporary data allows; raise it or ask for less"
+    } else {
+        "the statement needs more memory than query.memory_limit_mb allows; raise it or ask for less"
     }
 }
 
@@ -149,12 +155,21 @@ fn position(error: &DataFusionError) -> Option<(u64, u64)> {
 /// Drops the prefixes and the request to file a bug that DataFusion adds to its messages.
 fn tidy(message: &str) -> String {
     let mut text = message.split("\nThis issue was likely caused by").next().unwrap_or(message);
+    if let Some((_, ours)) = text.split_once("user-defined coercion failed with: ") {
+        text = ours.split(" No function matches the given name").next().unwrap_or(ours);
+    }
+    if let Some((got, wanted)) = text.strip_prefix(CANNOT_STORE).and_then(|types| types.split_once(" and ")) {
+        return format!("a value of type {got} cannot be stored in a column of type {wanted}");
+    }
     for prefix in ["Error during planning: ", "Execution error: ", "Arrow error: ", "Cast error: ", "External error: "]
     {
         text = text.strip_prefix(prefix).unwrap_or(text);
     }
-    lower_first(text.trim())
+    lower_first(text.trim()).replace(".\nDid you mean", "; did you mean")
 }
+
+/// How DataFusion starts to say that `VALUES` do not fit the columns.
+const CANNOT_STORE: &str = "type mismatch and can't cast to got ";
 
 /// Lower-cases the first letter, unless the word is all capitals.
 fn lower_first(text: &str) -> String {

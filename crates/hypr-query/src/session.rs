@@ -151,7 +151,7 @@ impl Session {
         let mut streams = Vec::with_capacity(params.num_rows());
         for row in 0..params.num_rows() {
             let state = self.statement_state();
-            let logical = self.bound_plan(&state, plan, None, params, row).await?;
+            let logical = readable(self.bound_plan(&state, plan, None, params, row).await?);
             let schema = shape::result_schema(&state, &logical)?;
             streams.push(match &logical {
                 LogicalPlan::DescribeTable(describe) => described(&describe.schema, &schema)?,
@@ -230,6 +230,19 @@ fn no_parameters() -> RecordBatch {
 pub(crate) async fn start(state: &SessionState, plan: &LogicalPlan) -> Result<SendableRecordBatchStream> {
     let physical = state.create_physical_plan(plan).await.map_err(error::from_datafusion)?;
     execute_stream(physical, state.task_ctx()).map_err(error::from_datafusion)
+}
+
+/// `EXPLAIN` of a change of rows explains the query that finds them; the change itself is no plan.
+fn readable(plan: LogicalPlan) -> LogicalPlan {
+    match plan {
+        LogicalPlan::Explain(mut explain) => {
+            if let LogicalPlan::Dml(change) = explain.plan.as_ref() {
+                explain.plan = Arc::clone(&change.input);
+            }
+            LogicalPlan::Explain(explain)
+        }
+        plan => plan,
+    }
 }
 
 /// The rows of `DESCRIBE`, with the names that our DDL has for types.

@@ -49,9 +49,9 @@ fn json_operators_bind_tighter_than_comparison_and_concatenation() {
 #[test]
 fn syntax_errors_have_line_and_column() {
     assert!(
-        refused("SELECT 1\nFROM WHERE").starts_with("syntax error at line 2, column "),
+        refused("SELECT 1\nFROM t WHERE )").starts_with("syntax error at line 2, column "),
         "{}",
-        refused("SELECT 1\nFROM WHERE")
+        refused("SELECT 1\nFROM t WHERE )")
     );
     assert!(refused("SELECT 'open").starts_with("syntax error at line 1, column 8"), "{}", refused("SELECT 'open"));
 }

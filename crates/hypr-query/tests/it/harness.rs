@@ -22,11 +22,15 @@ pub struct Fixture {
 
 impl Fixture {
     pub async fn new() -> Self {
+        Self::with_options(QueryOptions::default()).await
+    }
+
+    pub async fn with_options(options: QueryOptions) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let database = Database::open(dir.path(), StorageOptions::default()).await.unwrap();
         let (inference, service) = engine(database.models(), EngineOptions { threads: 1, ..EngineOptions::default() });
         std::thread::spawn(move || service.run());
-        let engine = QueryEngine::new(database.clone(), Arc::new(inference), QueryOptions::default()).unwrap();
+        let engine = QueryEngine::new(database.clone(), Arc::new(inference), options).unwrap();
         let session = engine.session(Principal::anonymous_local());
         Self { _dir: dir, database, session }
     }

@@ -4,6 +4,7 @@
 mod ai;
 mod harness;
 mod ingest;
+mod limits;
 mod models;
 mod prepared;
 mod slt;
