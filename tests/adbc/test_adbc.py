@@ -321,7 +321,7 @@ def test_a_killed_server_loses_nothing_acknowledged(start):
     with server.connect() as connection, connection.cursor() as cursor:
         cursor.execute("CREATE TABLE kept (id INT PRIMARY KEY)")
         cursor.executemany("INSERT INTO kept VALUES (?)", [(i,) for i in range(100)])
-        server.kill()
+    server.kill()
     with start().connect() as connection, connection.cursor() as cursor:
         assert fetch(cursor, "SELECT count(*), max(id) FROM kept") == [(100, 99)]
 

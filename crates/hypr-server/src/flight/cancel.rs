@@ -38,7 +38,7 @@ impl RunningQueries {
         Running { queries: self.clone(), id, token }
     }
 
-    fn cancel(&self, id: Uuid) -> bool {
+    pub(super) fn cancel(&self, id: Uuid) -> bool {
         match self.0.lock().get(&id) {
             Some(token) => {
                 token.cancel();

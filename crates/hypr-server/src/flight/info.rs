@@ -100,7 +100,6 @@ const DATETIME_FUNCTIONS: &[&str] = &[
     "DATE_BIN",
     "DATE_PART",
     "DATE_TRUNC",
-    "EXTRACT",
     "FROM_UNIXTIME",
     "MAKE_DATE",
     "NOW",
@@ -108,11 +107,20 @@ const DATETIME_FUNCTIONS: &[&str] = &[
 ];
 const SYSTEM_FUNCTIONS: &[&str] = &["ARROW_CAST", "ARROW_TYPEOF", "COALESCE", "NULLIF", "UUID", "VERSION"];
 
-/// The answers to `GetSqlInfo`.
-pub(super) fn sql_info() -> Result<SqlInfoData> {
+/// The answers to `GetSqlInfo`. `functions` are the names SQL knows; only those are listed.
+pub(super) fn sql_info(functions: &[String]) -> Result<SqlInfoData> {
     let mut info = SqlInfoDataBuilder::new();
     server(&mut info);
     syntax(&mut info);
+    for (kind, names) in [
+        (SqlInfo::SqlNumericFunctions, NUMERIC_FUNCTIONS),
+        (SqlInfo::SqlStringFunctions, STRING_FUNCTIONS),
+        (SqlInfo::SqlSystemFunctions, SYSTEM_FUNCTIONS),
+        (SqlInfo::SqlDatetimeFunctions, DATETIME_FUNCTIONS),
+    ] {
+        let exists = |name: &&&str| functions.iter().any(|function| function.eq_ignore_ascii_case(name));
+        info.append(kind, names.iter().filter(exists).map(|name| (*name).to_owned()).collect::<Vec<String>>());
+    }
     queries(&mut info);
     transactions(&mut info);
     info.build().map_err(from_flight)
@@ -144,10 +152,6 @@ fn syntax(info: &mut SqlInfoDataBuilder) {
     info.append(SqlInfo::SqlAllTablesAreSelectable, true);
     info.append(SqlInfo::SqlNullOrdering, i64::from(SqlNullOrdering::SqlNullsSortedHigh as i32));
     info.append(SqlInfo::SqlKeywords, KEYWORDS);
-    info.append(SqlInfo::SqlNumericFunctions, NUMERIC_FUNCTIONS);
-    info.append(SqlInfo::SqlStringFunctions, STRING_FUNCTIONS);
-    info.append(SqlInfo::SqlSystemFunctions, SYSTEM_FUNCTIONS);
-    info.append(SqlInfo::SqlDatetimeFunctions, DATETIME_FUNCTIONS);
     info.append(SqlInfo::SqlSearchStringEscape, "\\");
     info.append(SqlInfo::SqlExtraNameCharacters, "");
     info.append(SqlInfo::SqlSchemaTerm, "schema");
@@ -335,13 +339,14 @@ mod tests {
 
     #[test]
     fn what_clients_decide_by_is_answered() {
-        let info = sql_info().unwrap();
+        let info = sql_info(&["sqrt".to_owned()]).unwrap();
         for asked in [
             SqlInfo::FlightSqlServerName,
             SqlInfo::FlightSqlServerTransaction,
             SqlInfo::FlightSqlServerBulkIngestion,
             SqlInfo::SqlIdentifierQuoteChar,
             SqlInfo::SqlSupportsConvert,
+            SqlInfo::SqlNumericFunctions,
         ] {
             assert_eq!(info.record_batch([asked as u32]).unwrap().num_rows(), 1, "{asked:?}");
         }

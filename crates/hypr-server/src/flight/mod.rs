@@ -59,11 +59,11 @@ impl HyprFlightSql {
     /// `Internal` when the server's own description cannot be encoded, which is a defect.
     pub fn new(engine: Arc<QueryEngine>) -> Result<Self> {
         Ok(Self {
+            sql_info: info::sql_info(&engine.function_names())?,
+            xdbc_types: info::xdbc_types()?,
             engine,
             prepared: PreparedStatements::default(),
             running: RunningQueries::default(),
-            sql_info: info::sql_info()?,
-            xdbc_types: info::xdbc_types()?,
         })
     }
 

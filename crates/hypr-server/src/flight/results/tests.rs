@@ -2,6 +2,12 @@ use arrow_array::builder::{Float32Builder, ListBuilder};
 use arrow_array::types::Int32Type;
 use arrow_array::{DictionaryArray, Int64Array, LargeBinaryArray, StringArray, StringViewArray};
 
+use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+use futures::Stream;
+use tonic::Code;
+use uuid::Uuid;
+
+use super::super::cancel::RunningQueries;
 use super::*;
 
 fn batch(columns: Vec<(&str, ArrayRef)>) -> RecordBatch {
@@ -59,4 +65,54 @@ fn views_and_dictionaries_are_sent_as_what_they_stand_for() {
 fn extension_types_keep_their_names() {
     let schema = Schema::new(vec![hypr_common::types::json_field("j", true)]);
     assert_eq!(*wire_schema(&schema), schema);
+}
+
+type Batches = datafusion::error::Result<RecordBatch>;
+
+fn flight(rows: impl Stream<Item = Batches> + Send + 'static, queries: &RunningQueries, id: Uuid) -> FlightStream {
+    let schema = numbers().schema();
+    stream_rows(wire_schema(&schema), Box::pin(RecordBatchStreamAdapter::new(schema, rows)), queries.enter(id))
+}
+
+fn numbers() -> RecordBatch {
+    batch(vec![("n", Arc::new(Int64Array::from(vec![1, 2, 3])) as ArrayRef)])
+}
+
+#[tokio::test]
+async fn a_panic_while_streaming_ends_the_stream_with_an_error() {
+    let rows = stream::iter(0..2).map(|round| if round == 0 { Ok(numbers()) } else { panic!("of a test") });
+    let mut messages = flight(rows, &RunningQueries::default(), Uuid::now_v7());
+    assert!(messages.next().await.unwrap().is_ok(), "the schema");
+    assert!(messages.next().await.unwrap().is_ok(), "the first batch");
+    assert_eq!(messages.next().await.unwrap().unwrap_err().code(), Code::Internal);
+    assert!(messages.next().await.is_none());
+}
+
+#[tokio::test]
+async fn a_client_that_goes_away_drops_what_computes_its_rows() {
+    let alive = Arc::new(());
+    let held = Arc::clone(&alive);
+    let rows = stream::repeat_with(move || {
+        let _computing = &held;
+        Ok(numbers())
+    });
+    let queries = RunningQueries::default();
+    let id = Uuid::now_v7();
+    let mut messages = flight(rows, &queries, id);
+    messages.next().await.unwrap().unwrap();
+    assert_eq!(Arc::strong_count(&alive), 2);
+    drop(messages);
+    assert_eq!(Arc::strong_count(&alive), 1);
+    assert!(!queries.cancel(id), "a query that is gone still counts as running");
+}
+
+#[tokio::test]
+async fn a_cancelled_query_never_looks_complete() {
+    let queries = RunningQueries::default();
+    let id = Uuid::now_v7();
+    let mut messages = flight(stream::repeat_with(|| Ok(numbers())), &queries, id);
+    messages.next().await.unwrap().unwrap();
+    assert!(queries.cancel(id));
+    let rest: Vec<_> = messages.collect().await;
+    assert_eq!(rest.last().unwrap().as_ref().unwrap_err().code(), Code::Cancelled);
 }
