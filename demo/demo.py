@@ -17,7 +17,7 @@ from show import change, heading, note, run
 
 HERE = pathlib.Path(__file__).parent
 QUERY = "Mycroft Holmes brother"
-QUESTION = "What did the King of Bohemia want Sherlock Holmes to recover from Irene Adler?"
+QUESTION = "Where was the blue carbuncle found?"
 
 
 def create_tables(connection) -> None:
@@ -113,22 +113,23 @@ def search(connection) -> None:
 
 def answer(connection) -> None:
     heading("Answer a question from what was retrieved")
-    retrieve = f"""
-        SELECT text_content FROM sherlock_text
-        ORDER BY cosine_distance(text_embedding, embed('{QUESTION}', model => 'minilm'))
-        LIMIT 3
-    """
-    run(connection, retrieve.replace("SELECT text_content", "SELECT metadata->>'story' AS story, text_content"))
-    run(
+    nearest = f"""FROM sherlock_text
+    ORDER BY cosine_distance(text_embedding, embed('{QUESTION}', model => 'minilm'))
+    LIMIT 2"""
+    passages = run(connection, f"SELECT metadata->>'story' AS story, text_content\n    {nearest}", wrap=True)
+    if "Carbuncle" not in passages["story"][0].as_py():
+        raise SystemExit("the search did not find the story of the blue carbuncle")
+    answers = run(
         connection,
-        f"""
-        SELECT GENERATE_RESPONSE('{QUESTION} Answer in one sentence.', max_tokens => 64) AS answer
-        FROM smollm2
-        USING CONTEXT ({retrieve.rstrip()}
-        )
-        """,
+        f"""SELECT GENERATE_RESPONSE('{QUESTION}', max_tokens => 48) AS answer
+FROM smollm2
+USING CONTEXT (
+    SELECT text_content {nearest}
+)""",
         wrap=True,
     )
+    if not answers["answer"][0].as_py():
+        raise SystemExit("the model answered nothing")
     note("\nThe same call over columns, once for each row, only for the rows that survive the WHERE:")
     run(
         connection,
