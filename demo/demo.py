@@ -57,7 +57,7 @@ def embed(connection) -> None:
     passages = run(connection, "SELECT count(text_embedding) AS embedded FROM sherlock_text")["embedded"][0].as_py()
     print(f"  -- {passages / seconds:,.0f} passages embedded a second")
     note(
-        "\nPictures are embedded by their description, in the same text space as the passages. A vision model, which would "
+        "Pictures are embedded by their description, in the same text space as the passages. A vision model, which would "
         "look at the pixels, is not there yet."
     )
     change(
@@ -93,7 +93,7 @@ def search(connection) -> None:
         union.format(vector=literal, threshold=0.5),
         shown=union.format(vector=elided, threshold=0.5),
     )
-    note("\nThen ranked, with the query embedded by the server in the same statement:")
+    note("Then ranked, with the query embedded by the server in the same statement:")
     for words in (QUERY, "a photograph of an animal"):
         run(
             connection,
@@ -116,7 +116,7 @@ def answer(connection) -> None:
     nearest = f"""FROM sherlock_text
     ORDER BY cosine_distance(text_embedding, embed('{QUESTION}', model => 'minilm'))
     LIMIT 2"""
-    passages = run(connection, f"SELECT metadata->>'story' AS story, text_content\n    {nearest}", wrap=True)
+    passages = run(connection, f"SELECT metadata->>'story' AS story, text_content {nearest}", wrap=True)
     if "Carbuncle" not in passages["story"][0].as_py():
         raise SystemExit("the search did not find the story of the blue carbuncle")
     answers = run(
@@ -130,7 +130,7 @@ USING CONTEXT (
     )
     if not answers["answer"][0].as_py():
         raise SystemExit("the model answered nothing")
-    note("\nThe same call over columns, once for each row, only for the rows that survive the WHERE:")
+    note("The same call over columns, once for each row, only for the rows that survive the WHERE:")
     run(
         connection,
         """

@@ -14,7 +14,7 @@ def heading(text: str) -> None:
 
 
 def note(text: str) -> None:
-    print(textwrap.fill(text, WIDTH), flush=True)
+    print("\n" + textwrap.fill(text, WIDTH), flush=True)
 
 
 def run(connection, sql: str, parameters=None, *, shown: str | None = None, wrap: bool = False) -> pyarrow.Table:
