@@ -30,14 +30,44 @@ pub struct Pool {
     one_owner: PhantomData<Cell<()>>,
 }
 
+/// The state of a run in one word: `run:32 open:1 joined:15 active:16`. Workers join while it is open, and are active
+/// until they have finished.
+#[derive(Clone, Copy)]
+struct Gate(u64);
+
+impl Gate {
+    const OPEN: u64 = 1 << 31;
+    const ONE_JOINED: u64 = 1 << 16;
+    const ONE_ACTIVE: u64 = 1;
+
+    fn run(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+
+    fn is_open(self) -> bool {
+        self.0 & Self::OPEN != 0
+    }
+
+    fn joined(self) -> usize {
+        (self.0 >> 16 & 0x7fff) as usize
+    }
+
+    fn active(self) -> usize {
+        (self.0 & 0xffff) as usize
+    }
+
+    /// The next run, open, with nobody in it.
+    fn next(self) -> Self {
+        Self(u64::from(self.run().wrapping_add(1)) << 32 | Self::OPEN)
+    }
+}
+
 struct Shared {
     threads: usize,
-    /// Grows by one with each run, after `job` is set.
-    epoch: AtomicU64,
-    /// The caller's `Job`, valid while `remaining` is above zero.
+    /// The current run; see [`Gate`].
+    gate: AtomicU64,
+    /// The caller's `Job`, valid while the gate is open or has active workers.
     job: AtomicPtr<Job<'static>>,
-    /// Workers that have not finished the current run.
-    remaining: AtomicUsize,
     asleep: Vec<AtomicBool>,
     owner: Mutex<Option<Thread>>,
     owner_asleep: AtomicBool,
@@ -46,10 +76,10 @@ struct Shared {
 }
 
 impl Pool {
-    /// A pool of `threads` threads, the caller's among them; 0 counts as 1. Threads that the operating system
+    /// A pool of `threads` threads, the caller's among them, at least 1 and at most 1024. Threads that the operating system
     /// refuses are done without.
     pub fn new(threads: usize) -> Self {
-        let mut threads = threads.max(1);
+        let mut threads = threads.clamp(1, 1024);
         loop {
             match Self::try_new(threads) {
                 Ok(pool) => return pool,
@@ -62,9 +92,8 @@ impl Pool {
     fn try_new(threads: usize) -> Result<Self, usize> {
         let shared = Arc::new(Shared {
             threads,
-            epoch: AtomicU64::new(0),
+            gate: AtomicU64::new(0),
             job: AtomicPtr::new(ptr::null_mut()),
-            remaining: AtomicUsize::new(0),
             asleep: (0..threads).map(|_| AtomicBool::new(false)).collect(),
             owner: Mutex::new(None),
             owner_asleep: AtomicBool::new(false),
@@ -92,35 +121,26 @@ impl Pool {
     /// # Panics
     /// With the first panic of a call, after all calls have ended; the pool stays usable.
     pub fn run(&self, job: Job<'_>) {
-        let shared = &*self.shared;
         if self.workers.is_empty() || self.running.get() {
-            (0..shared.threads).for_each(|thread| job(thread, shared.threads));
+            (0..self.shared.threads).for_each(|thread| job(thread, self.shared.threads));
             return;
         }
-        self.running.set(true);
-        let own = self.fork(job);
-        self.running.set(false);
-        let other = shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(payload) = own.err().or(other) {
-            panic::resume_unwind(payload);
-        }
+        self.fork(job, self.workers.len());
     }
 
-    /// Calls `job(first, end)` for ranges of at most `grain` that cover `0..total`, whichever thread is free taking
-    /// the next.
+    /// Calls `job(thread, range)` for ranges of at most `grain` that cover `0..total`, whichever thread is free taking
+    /// the next. A thread that the operating system lets in too late is not waited for.
     ///
     /// # Panics
     /// As [`Pool::run`].
     pub fn for_each_range(&self, total: usize, grain: usize, job: &(dyn Fn(usize, std::ops::Range<usize>) + Sync)) {
         let grain = grain.max(1);
-        if total <= grain {
-            if total > 0 {
-                job(0, 0..total);
-            }
+        if total <= grain || self.workers.is_empty() || self.running.get() {
+            (0..total).step_by(grain).for_each(|first| job(0, first..(first + grain).min(total)));
             return;
         }
         let next = AtomicUsize::new(0);
-        self.run(&|thread, _| {
+        let share = |thread: usize, _: usize| {
             loop {
                 let first = next.fetch_add(grain, Ordering::Relaxed);
                 if first >= total {
@@ -128,71 +148,105 @@ impl Pool {
                 }
                 job(thread, first..(first + grain).min(total));
             }
-        });
+        };
+        self.fork(&share, 0);
     }
 
-    fn fork(&self, job: Job<'_>) -> thread::Result<()> {
+    /// Runs `job` on this thread and on workers, of which at least `needed` take part.
+    fn fork(&self, job: Job<'_>, needed: usize) {
         let shared = &*self.shared;
-        // SAFETY: only the lifetime changes. Workers use the reference between the new epoch and their decrement
-        // of `remaining`, and this function returns only once `remaining` is zero, also when `job` panics.
+        self.running.set(true);
+        // SAFETY: only the lifetime changes. A worker uses the reference only while it is active in this run, which
+        // it can become only while the gate is open; this function closes the gate and waits for active workers
+        // before it returns, also when `job` panics.
         let mut job: Job<'static> = unsafe { std::mem::transmute::<Job<'_>, Job<'static>>(job) };
         shared.job.store(&raw mut job, Ordering::Relaxed);
-        shared.remaining.store(self.workers.len(), Ordering::Relaxed);
-        // Sequentially consistent with a worker's "asleep, then look at the epoch once more": one of the two
-        // sides sees the other.
-        shared.epoch.fetch_add(1, Ordering::SeqCst);
+        // Sequentially consistent with a worker's "asleep, then look at the gate once more": one of the two sides
+        // sees the other.
+        shared.gate.store(shared.gate().next().0, Ordering::SeqCst);
         for (asleep, worker) in shared.asleep[1..].iter().zip(&self.workers) {
             if asleep.swap(false, Ordering::SeqCst) {
                 worker.thread().unpark();
             }
         }
         let own = panic::catch_unwind(AssertUnwindSafe(|| job(0, shared.threads)));
-        shared.wait_for_workers();
-        own
+        shared.wait_for(|gate| gate.joined() >= needed);
+        shared.gate.fetch_and(!Gate::OPEN, Ordering::SeqCst);
+        shared.wait_for(|gate| gate.active() == 0);
+        self.running.set(false);
+        let other = shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(payload) = own.err().or(other) {
+            panic::resume_unwind(payload);
+        }
     }
 }
 
 impl Shared {
-    fn wait_for_workers(&self) {
-        let done = || self.remaining.load(Ordering::Acquire) == 0;
-        if spin_until(&done) {
+    fn gate(&self) -> Gate {
+        Gate(self.gate.load(Ordering::SeqCst))
+    }
+
+    /// The owner waits until the gate is as it should be.
+    fn wait_for(&self, ready: impl Fn(Gate) -> bool) {
+        if spin_until(&|| ready(self.gate())) {
             return;
         }
         *self.owner.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread::current());
         self.owner_asleep.store(true, Ordering::SeqCst);
-        while self.remaining.load(Ordering::SeqCst) != 0 {
+        while !ready(self.gate()) {
             thread::park();
         }
         self.owner_asleep.store(false, Ordering::SeqCst);
+    }
+
+    fn wake_owner(&self) {
+        if self.owner_asleep.load(Ordering::SeqCst) {
+            let owner = self.owner.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            if let Some(owner) = owner {
+                owner.unpark();
+            }
+        }
     }
 
     /// The life of worker `index`.
     fn work(&self, index: usize) {
         let mut seen = 0;
         loop {
-            self.wait_for_epoch(index, seen);
+            self.wait_for_run(index, seen);
             if self.stop.load(Ordering::Acquire) {
                 return;
             }
-            seen += 1;
-            // SAFETY: `epoch` was read after `run` stored the pointer and raised it, and `run` keeps the
-            // pointee alive until this worker has decremented `remaining` below.
+            let (run, joined) = self.join();
+            seen = run;
+            if !joined {
+                continue;
+            }
+            self.wake_owner();
+            // SAFETY: this worker is active, so `fork` has stored the pointer and keeps the pointee alive.
             let job = unsafe { *self.job.load(Ordering::Relaxed) };
             if let Err(payload) = panic::catch_unwind(AssertUnwindSafe(|| job(index, self.threads))) {
                 self.panic.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(payload);
             }
-            if self.remaining.fetch_sub(1, Ordering::SeqCst) == 1 && self.owner_asleep.load(Ordering::SeqCst) {
-                // Cloned first: after the owner wakes, nothing of this run may be touched.
-                let owner = self.owner.lock().unwrap_or_else(PoisonError::into_inner).clone();
-                if let Some(owner) = owner {
-                    owner.unpark();
-                }
-            }
+            self.gate.fetch_sub(Gate::ONE_ACTIVE, Ordering::SeqCst);
+            self.wake_owner();
         }
     }
 
-    fn wait_for_epoch(&self, index: usize, seen: u64) {
-        let called = || self.epoch.load(Ordering::Acquire) != seen;
+    /// Becomes active in the current run, if it is still open; says which run that is.
+    fn join(&self) -> (u32, bool) {
+        let mut gate = self.gate();
+        while gate.is_open() {
+            let joined = gate.0 + Gate::ONE_JOINED + Gate::ONE_ACTIVE;
+            match self.gate.compare_exchange_weak(gate.0, joined, Ordering::SeqCst, Ordering::SeqCst) {
+                Ok(_) => return (gate.run(), true),
+                Err(now) => gate = Gate(now),
+            }
+        }
+        (gate.run(), false)
+    }
+
+    fn wait_for_run(&self, index: usize, seen: u32) {
+        let called = || self.gate().run() != seen;
         if spin_until(&called) {
             return;
         }
@@ -200,7 +254,7 @@ impl Shared {
             // Raised again before every sleep: the owner may clear it late, for a run that this worker saw by
             // itself and has finished.
             self.asleep[index].store(true, Ordering::SeqCst);
-            if self.epoch.load(Ordering::SeqCst) != seen {
+            if called() {
                 break;
             }
             thread::park();
@@ -228,7 +282,7 @@ fn spin_until(ready: &impl Fn() -> bool) -> bool {
 impl Drop for Pool {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Release);
-        self.shared.epoch.fetch_add(1, Ordering::SeqCst);
+        self.shared.gate.store(self.shared.gate().next().0, Ordering::SeqCst);
         for worker in self.workers.drain(..) {
             worker.thread().unpark();
             // A worker catches the panics of its jobs, so it has none of its own to report.

@@ -147,14 +147,13 @@ mod tests {
     #[test]
     fn erf_and_gelu_match_known_values() {
         // Values of erf from Abramowitz and Stegun, table 7.1.
-        for (x, want) in
-            [(0.0, 0.0), (0.5, 0.520_499_88), (1.0, 0.842_700_79), (2.0, 0.995_322_27), (-1.0, -0.842_700_79)]
+        for (x, want) in [(0.0, 0.0), (0.5, 0.520_499_9), (1.0, 0.842_700_8), (2.0, 0.995_322_3), (-1.0, -0.842_700_8)]
         {
             assert!((erf(x) - want).abs() < 4e-7, "erf({x}) = {}", erf(x));
         }
         // torch.nn.functional.gelu of 1.0 and -1.0, exact and tanh.
-        assert!((gelu(1.0) - 0.841_344_75).abs() < 1e-6 && (gelu(-1.0) + 0.158_655_25).abs() < 1e-6);
-        assert!((gelu_tanh(1.0) - 0.841_191_99).abs() < 1e-6 && (gelu_tanh(-1.0) + 0.158_808_01).abs() < 1e-6);
+        assert!((gelu(1.0) - 0.841_344_8).abs() < 1e-6 && (gelu(-1.0) + 0.158_655_3).abs() < 1e-6);
+        assert!((gelu_tanh(1.0) - 0.841_192).abs() < 1e-6 && (gelu_tanh(-1.0) + 0.158_808).abs() < 1e-6);
         assert!(gelu_tanh(-50.0) == 0.0 && gelu_tanh(50.0) == 50.0 && gelu(50.0) == 50.0);
         assert!((silu(1.0) - 0.731_058_6).abs() < 1e-6 && silu(-200.0) == 0.0);
     }

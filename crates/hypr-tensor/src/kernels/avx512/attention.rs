@@ -130,13 +130,14 @@ unsafe fn scores<K: Element, const VECTORS: usize>(
 ) -> __m512 {
     let vectors = if VECTORS > 0 { VECTORS } else { vectors };
     let mut scores = [_mm512_setzero_ps(); STEP];
+    // SAFETY: by the caller's promise.
+    let keys: [*const K; STEP] = std::array::from_fn(|k| unsafe { keys.add(k.min(count - 1) * stride) });
     for v in 0..vectors {
         // SAFETY: by the caller's promise.
         unsafe {
             let query = _mm512_loadu_ps(query.add(16 * v));
-            for (k, score) in scores.iter_mut().enumerate() {
-                let key = K::load(keys.add(k.min(count - 1) * stride + 16 * v));
-                *score = _mm512_fmadd_ps(query, key, *score);
+            for (key, score) in keys.iter().zip(&mut scores) {
+                *score = _mm512_fmadd_ps(query, K::load(key.add(16 * v)), *score);
             }
         }
     }
@@ -175,13 +176,23 @@ unsafe fn step<V: Element, const VECTORS: usize>(
     unsafe {
         _mm512_storeu_ps(weight.as_mut_ptr(), weights);
         if VECTORS > 0 {
-            let mut sums: [__m512; VECTORS] = std::array::from_fn(|v| running.sums[v]);
-            for (k, &weight) in weight.iter().enumerate().take(count) {
-                for (v, sum) in sums.iter_mut().enumerate() {
-                    *sum = _mm512_fmadd_ps(_mm512_set1_ps(weight), V::load(values.add(k * stride + 16 * v)), *sum);
+            // Even and odd keys apart: one chain of sums would wait for itself.
+            let mut even: [__m512; VECTORS] = std::array::from_fn(|v| running.sums[v]);
+            let mut odd = [_mm512_setzero_ps(); VECTORS];
+            let mut value = values;
+            for (k, pair) in weight.as_chunks::<2>().0.iter().enumerate().take(count.div_ceil(2)) {
+                // The weight of a key past the end is zero; its value is the last again.
+                let next = if 2 * k + 1 < count { value.add(stride) } else { value };
+                let (a, b) = (_mm512_set1_ps(pair[0]), _mm512_set1_ps(pair[1]));
+                for v in 0..VECTORS {
+                    even[v] = _mm512_fmadd_ps(a, V::load(value.add(16 * v)), even[v]);
+                    odd[v] = _mm512_fmadd_ps(b, V::load(next.add(16 * v)), odd[v]);
                 }
+                value = next.wrapping_add(stride);
             }
-            running.sums[..VECTORS].copy_from_slice(&sums);
+            for v in 0..VECTORS {
+                running.sums[v] = _mm512_add_ps(even[v], odd[v]);
+            }
         } else {
             for (k, &weight) in weight.iter().enumerate().take(count) {
                 for (v, sum) in running.sums[..vectors].iter_mut().enumerate() {

@@ -78,10 +78,15 @@ unsafe fn few<const N: usize>(mut tile: Tile<'_>, memory: &mut [Line]) {
 unsafe fn q4_1<const N: usize>(rows: &Rows, groups: usize, input: &Activations, first: usize) -> [__m512; N] {
     let mut sums = [_mm512_setzero_ps(); N];
     let mut g = 0;
-    // SAFETY: by the caller's promise; the last one to three blocks are read under masks.
+    // The next tile usually follows this one. Sixteen short streams are too many for the processor to foresee.
+    let next = rows[0].wrapping_add(TILE_ROWS * groups * DType::Q4_1.block_bytes());
+    // SAFETY: by the caller's promise; a prefetch may point anywhere.
     unsafe {
         while g + 4 <= groups {
             let at = g * DType::Q4_1.block_bytes();
+            for line in 0..4 * DType::Q4_1.block_bytes() * TILE_ROWS / 64 {
+                _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(TILE_ROWS * at + 64 * line).cast());
+            }
             let a = unpack::load_quads(rows, at);
             let b = unpack::load_quads(rows, at + 16);
             q4_1_group(&mut sums, [a[0], a[1], a[2], a[3], b[0]], input, first, g);
@@ -302,11 +307,11 @@ unsafe fn accumulate<const N: usize, const HALVES: bool>(
         }
         let q: [*const i32; N] =
             std::array::from_fn(|i| input.q.as_ptr().add(((first + i) * groups + g) * GROUP).cast());
-        for j in 0..8 {
+        for (j, &w) in w.iter().enumerate() {
             for i in 0..N {
                 let q = _mm512_set1_epi32(q[i].add(j).read_unaligned());
                 let to = if split && j >= 4 { &mut right[i] } else { &mut left[i] };
-                *to = _mm512_dpbusd_epi32(*to, w[j], q);
+                *to = _mm512_dpbusd_epi32(*to, w, q);
             }
         }
         for i in 0..N {

@@ -263,8 +263,8 @@ pub unsafe fn q6_scales(rows: &Rows, groups: usize, scales: *mut f32) {
             unsafe {
                 let tail = std::slice::from_raw_parts(row.add(block * BYTES + 192), 18);
                 let d = quant::half_at(tail, 16);
-                for half in 0..2 * 256 / GROUP {
-                    scales.add(16 * (16 * block + half) + r).write(d * f32::from(tail[half] as i8));
+                for (half, &scale) in tail[..256 / (GROUP / 2)].iter().enumerate() {
+                    scales.add(16 * (16 * block + half) + r).write(d * f32::from(scale as i8));
                 }
             }
         }
