@@ -1,4 +1,5 @@
 //! The binary as scripts see it: lines, files, signals and exit codes.
+#![allow(clippy::unwrap_used)]
 
 mod contract;
 mod crash;
