@@ -11,10 +11,10 @@ use arrow_schema::{DataType, Field, Schema, SchemaRef};
 use datafusion::common::{DFSchema, DFSchemaRef, Result, internal_err};
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::logical_expr::{Expr, Extension, LogicalPlan, UserDefinedLogicalNodeCore};
-use datafusion::physical_expr::{Distribution, EquivalenceProperties, LexOrdering, OrderingRequirements, Partitioning};
+use datafusion::physical_expr::{EquivalenceProperties, Partitioning};
 use datafusion::physical_plan::execution_plan::{Boundedness, EmissionType};
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
-use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, ExecutionPlanProperties, PlanProperties};
+use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties, execute_stream};
 use futures::{StreamExt, stream};
 
 use super::text;
@@ -87,32 +87,42 @@ impl UserDefinedLogicalNodeCore for ContextNode {
     }
 }
 
-/// The physical operator. It requires the order its input had when it was planned, so that no rule takes the
-/// sort of the query for useless.
-#[derive(Clone, Debug)]
+/// The physical operator. Its query is planned and optimised as a statement of its own and is no child for the
+/// rules that optimise the plan around it: they may drop a sort whose order no operator above declares to need,
+/// as that of `SELECT text .. ORDER BY score`.
+#[derive(Debug)]
 pub(super) struct ContextExec {
-    input: Arc<dyn ExecutionPlan>,
-    order: Option<LexOrdering>,
+    query: Arc<dyn ExecutionPlan>,
     max_bytes: usize,
     properties: Arc<PlanProperties>,
 }
 
 impl ContextExec {
-    pub fn new(input: Arc<dyn ExecutionPlan>, max_bytes: usize) -> Self {
-        let order = input.output_ordering().cloned();
+    /// Gathers the rows of `query`, which is optimised.
+    pub fn new(query: Arc<dyn ExecutionPlan>, max_bytes: usize) -> Self {
         let properties = PlanProperties::new(
             EquivalenceProperties::new(schema()),
             Partitioning::UnknownPartitioning(1),
             EmissionType::Final,
             Boundedness::Bounded,
         );
-        Self { input, order, max_bytes, properties: Arc::new(properties) }
+        Self { query, max_bytes, properties: Arc::new(properties) }
+    }
+}
+
+/// The operators of `plan` from the top, for `EXPLAIN`.
+fn operators(plan: &Arc<dyn ExecutionPlan>) -> String {
+    let inputs: Vec<String> = plan.children().into_iter().map(operators).collect();
+    match inputs.as_slice() {
+        [] => plan.name().to_owned(),
+        [one] => format!("{} <- {one}", plan.name()),
+        many => format!("{} <- ({})", plan.name(), many.join(", ")),
     }
 }
 
 impl DisplayAs for ContextExec {
     fn fmt_as(&self, _: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "ContextExec: max_bytes={}", self.max_bytes)
+        write!(f, "ContextExec: max_bytes={}, query=[{}]", self.max_bytes, operators(&self.query))
     }
 }
 
@@ -125,31 +135,16 @@ impl ExecutionPlan for ContextExec {
         &self.properties
     }
 
-    fn required_input_distribution(&self) -> Vec<Distribution> {
-        vec![Distribution::SinglePartition]
-    }
-
-    fn required_input_ordering(&self) -> Vec<Option<OrderingRequirements>> {
-        vec![self.order.clone().map(OrderingRequirements::from)]
-    }
-
-    fn benefits_from_input_partitioning(&self) -> Vec<bool> {
-        vec![false]
-    }
-
     fn children(&self) -> Vec<&Arc<dyn ExecutionPlan>> {
-        vec![&self.input]
+        Vec::new()
     }
 
-    fn with_new_children(self: Arc<Self>, mut children: Vec<Arc<dyn ExecutionPlan>>) -> Result<Arc<dyn ExecutionPlan>> {
-        match (children.pop(), children.is_empty()) {
-            (Some(input), true) => Ok(Arc::new(Self { input, ..Self::clone(&self) })),
-            _ => internal_err!("ContextExec takes one input"),
-        }
+    fn with_new_children(self: Arc<Self>, children: Vec<Arc<dyn ExecutionPlan>>) -> Result<Arc<dyn ExecutionPlan>> {
+        if children.is_empty() { Ok(self) } else { internal_err!("ContextExec takes no inputs") }
     }
 
-    fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
-        let rows = self.input.execute(partition, context)?;
+    fn execute(&self, _: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
+        let rows = execute_stream(Arc::clone(&self.query), context)?;
         let gathered = stream::once(gather(rows, self.max_bytes));
         Ok(Box::pin(RecordBatchStreamAdapter::new(schema(), gathered)))
     }

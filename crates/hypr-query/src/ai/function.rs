@@ -48,7 +48,9 @@ impl AiFunction {
 
     /// The function that SQL calls `name`, in any case.
     pub fn of_name(name: &str) -> Option<Self> {
-        [AiFunction::Generate, AiFunction::Embed].into_iter().find(|function| function.name().eq_ignore_ascii_case(name))
+        [AiFunction::Generate, AiFunction::Embed]
+            .into_iter()
+            .find(|function| function.name().eq_ignore_ascii_case(name))
     }
 
     /// What the model must be able to do.
@@ -83,7 +85,11 @@ impl AiUdf {
     }
 
     /// Splits the arguments of a call into option names and the values with the function's own arguments.
-    fn split<'a, T>(&self, all: &'a [T], names: impl Fn(&'a T) -> Option<&'a str>) -> Result<(Vec<String>, &'a [T], &'a [T])> {
+    fn split<'a, T>(
+        &self,
+        all: &'a [T],
+        names: impl Fn(&'a T) -> Option<&'a str>,
+    ) -> Result<(Vec<String>, &'a [T], &'a [T])> {
         if !self.with_options {
             return Ok((Vec::new(), &[], all));
         }

@@ -100,9 +100,9 @@ impl UserDefinedLogicalNodeCore for GenerateNode {
         &self.schema
     }
 
+    /// The predicate is not among them: rules resolve expressions against the input, which has no answers yet.
     fn expressions(&self) -> Vec<Expr> {
-        let calls = self.calls.iter().flat_map(|call| call.guard.iter().chain(&call.args));
-        calls.chain(&self.predicate).cloned().collect()
+        self.calls.iter().flat_map(|call| call.guard.iter().chain(&call.args)).cloned().collect()
     }
 
     /// A predicate above that reads no answer is better applied before any call.
@@ -143,13 +143,18 @@ impl UserDefinedLogicalNodeCore for GenerateNode {
                 ..call.clone()
             })
             .collect();
-        let predicate = if self.predicate.is_some() { exprs.next() } else { None };
-        Self::try_new(Arc::new(input), calls, predicate)
+        Self::try_new(Arc::new(input), calls, self.predicate.clone())
     }
 
     fn necessary_children_exprs(&self, output_columns: &[usize]) -> Option<Vec<Vec<usize>>> {
-        let width = self.input.schema().fields().len();
-        Some(vec![output_columns.iter().copied().filter(|column| *column < width).collect()])
+        let schema = self.input.schema();
+        let width = schema.fields().len();
+        let mut needed: Vec<usize> = output_columns.iter().copied().filter(|column| *column < width).collect();
+        let filtered = self.predicate.iter().flat_map(Expr::column_refs);
+        needed.extend(filtered.filter_map(|column| schema.maybe_index_of_column(column)));
+        needed.sort_unstable();
+        needed.dedup();
+        Some(vec![needed])
     }
 
     /// Without a predicate each row of the input gives one of the output.

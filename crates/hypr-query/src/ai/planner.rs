@@ -84,7 +84,12 @@ impl ExtensionPlanner for AiExtensionPlanner {
             return internal_err!("{} takes one input", node.name());
         };
         if let Some(node) = context {
-            return Ok(Some(Arc::new(ContextExec::new(Arc::clone(input), node.max_bytes))));
+            let query = DefaultPhysicalPlanner::default().optimize_physical_plan(
+                Arc::clone(input),
+                session_state,
+                |_, _| {},
+            )?;
+            return Ok(Some(Arc::new(ContextExec::new(query, node.max_bytes))));
         }
         generate.map(|node| self.generate(planner, node, input, session_state)).transpose()
     }

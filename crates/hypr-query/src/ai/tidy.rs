@@ -48,8 +48,7 @@ impl OptimizerRule for TidyGenerate {
 
 fn has_subquery(expr: &Expr) -> bool {
     use datafusion::common::tree_node::TreeNode;
-    let is_subquery =
-        |expr: &Expr| matches!(expr, Expr::ScalarSubquery(_) | Expr::InSubquery(_) | Expr::Exists(_));
+    let is_subquery = |expr: &Expr| matches!(expr, Expr::ScalarSubquery(_) | Expr::InSubquery(_) | Expr::Exists(_));
     expr.exists(|expr| Ok(is_subquery(expr))).unwrap_or(true)
 }
 

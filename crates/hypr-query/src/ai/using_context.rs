@@ -57,7 +57,8 @@ pub fn rewrite_tokens(tokens: Vec<TokenWithSpan>) -> Result<Vec<TokenWithSpan>> 
     for (using, context) in names {
         let at = tokens[using].span.start;
         let before = solid.iter().rev().find(|solid| **solid < using).copied();
-        let Some((name, model)) = before.and_then(|name| word(&tokens[name]).map(|word| (name, model_name(word)))) else {
+        let Some((name, model)) = before.and_then(|name| word(&tokens[name]).map(|word| (name, model_name(word))))
+        else {
             return Err(misplaced("expected the name of a model before USING CONTEXT", at));
         };
         let open = solid.iter().find(|solid| **solid > context).copied();

@@ -13,8 +13,8 @@ use futures::future::{BoxFuture, Shared};
 use hypr_common::{Error, ErrorKind};
 use hypr_inference::api::{EmbedRequest, GenerateRequest, Inference};
 
-use super::request::{Ask, Request};
 use super::CallMetrics;
+use super::request::{Ask, Request};
 use crate::ai::AiOptions;
 
 /// What the engine says to one request.

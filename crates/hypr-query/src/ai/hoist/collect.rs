@@ -9,9 +9,9 @@ use datafusion::logical_expr::expr::{AggregateFunction, BinaryExpr, Case, Scalar
 use datafusion::logical_expr::utils::{conjunction, disjunction};
 use datafusion::logical_expr::{Expr, ExprSchemable, LogicalPlan, LogicalPlanBuilder, Operator};
 
-use super::guard;
 use super::super::function::{AiFunction, Call};
 use super::super::node::{GenerateNode, GuardedCall, OUTPUT_PREFIX};
+use super::guard;
 
 /// True when `expr` has a call in it, subqueries apart.
 pub(super) fn has_call(expr: &Expr) -> bool {
@@ -279,10 +279,7 @@ fn compute_subqueries(calls: &mut [GuardedCall], plan: LogicalPlan, names: &mut 
 /// True when `expr` has a subquery in it.
 pub(super) fn has_subquery(expr: &Expr) -> bool {
     let is_subquery = |expr: &Expr| {
-        matches!(
-            expr,
-            Expr::ScalarSubquery(_) | Expr::InSubquery(_) | Expr::Exists(_) | Expr::SetComparison(_)
-        )
+        matches!(expr, Expr::ScalarSubquery(_) | Expr::InSubquery(_) | Expr::Exists(_) | Expr::SetComparison(_))
     };
     expr.exists(|expr| Ok(is_subquery(expr))).unwrap_or(false)
 }

@@ -31,7 +31,11 @@ pub(super) fn first_true(not: &[Expr], last: Option<&Expr>) -> Option<Expr> {
 }
 
 /// True when `decides` holds for none of `operands`: what comes after them in `AND`, `OR` or `COALESCE` matters.
-pub(super) fn undecided(operands: &[Expr], decides: impl Fn(Expr) -> Expr, keeps: impl Fn(Expr) -> Expr) -> Option<Expr> {
+pub(super) fn undecided(
+    operands: &[Expr],
+    decides: impl Fn(Expr) -> Expr,
+    keeps: impl Fn(Expr) -> Expr,
+) -> Option<Expr> {
     match operands {
         [] => None,
         [one] => Some(keeps(one.clone())),

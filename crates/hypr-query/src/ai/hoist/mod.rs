@@ -16,7 +16,7 @@ use datafusion::common::{DFSchema, Result, ScalarValue, not_impl_err, plan_err};
 use datafusion::logical_expr::expr_rewriter::NamePreserver;
 use datafusion::logical_expr::utils::{conjunction, split_conjunction_owned};
 use datafusion::logical_expr::{
-    Expr, Filter, LogicalPlan, LogicalPlanBuilder, Projection, Values, lit, when,
+    Distinct, DistinctOn, Expr, Filter, LogicalPlan, LogicalPlanBuilder, Projection, Values, lit, when,
 };
 use datafusion::optimizer::AnalyzerRule;
 use hypr_inference::api::Inference;
@@ -198,11 +198,15 @@ impl Pass<'_> {
         let calls = collector.finish();
         let input = self.place(calls, input)?;
         let added = input.schema().fields().len() - schema.fields().len();
-        let exprs = node.expressions();
-        let node = node.with_new_exprs(exprs, vec![input])?;
         let node = match node {
-            LogicalPlan::Sort(sort) => sort::sink(sort)?.data,
-            node => node,
+            LogicalPlan::Distinct(Distinct::On(on)) => {
+                let on = DistinctOn::try_new(on.on_expr, on.select_expr, on.sort_expr, Arc::new(input))?;
+                LogicalPlan::Distinct(Distinct::On(on))
+            }
+            node => match node.with_new_exprs(node.expressions(), vec![input])? {
+                LogicalPlan::Sort(sort) => sort::sink(sort)?.data,
+                node => node,
+            },
         };
         if node.schema().fields().len() == original.fields().len() {
             return rename(node, &original, |at| at);
@@ -216,7 +220,8 @@ impl Pass<'_> {
 fn keep(plan: LogicalPlan, predicate: Expr) -> Result<LogicalPlan> {
     match GenerateNode::of(&plan) {
         Some(node) if node.predicate.is_none() && !has_subquery(&predicate) => {
-            GenerateNode::try_new(Arc::clone(&node.input), node.calls.clone(), Some(predicate)).map(GenerateNode::into_plan)
+            GenerateNode::try_new(Arc::clone(&node.input), node.calls.clone(), Some(predicate))
+                .map(GenerateNode::into_plan)
         }
         _ => Filter::try_new(predicate, Arc::new(plan)).map(LogicalPlan::Filter),
     }
@@ -252,4 +257,3 @@ fn rename(plan: LogicalPlan, schema: &Arc<DFSchema>, place: impl Fn(usize) -> us
     }
     Projection::try_new(exprs, Arc::new(plan)).map(LogicalPlan::Projection)
 }
-

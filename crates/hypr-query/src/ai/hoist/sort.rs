@@ -7,8 +7,8 @@ use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::common::{Column, Result};
 use datafusion::logical_expr::{Expr, LogicalPlan, Sort, SortExpr};
 
-use super::collect::has_subquery;
 use super::super::node::GenerateNode;
+use super::collect::has_subquery;
 
 /// Moves `sort` below the nodes that make calls, or leaves it.
 pub(super) fn sink(sort: Sort) -> Result<Transformed<LogicalPlan>> {
