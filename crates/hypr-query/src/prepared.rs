@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use arrow_array::RecordBatch;
 use arrow_schema::{DataType, Field, FieldRef, Schema, SchemaRef};
+use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::common::{ParamValues, ScalarValue};
-use datafusion::logical_expr::LogicalPlan;
+use datafusion::logical_expr::{Expr as PlanExpr, ExprSchemable, LogicalPlan};
 use datafusion::sql::parser::Statement;
 use datafusion::sql::sqlparser::ast::{
     Expr, FromTable, Insert, ObjectName, SetExpr, Statement as Sql, TableFactor, TableObject, TableWithJoins, Value,
@@ -13,7 +14,7 @@ use datafusion::sql::sqlparser::ast::{
 use hypr_common::{Error, Result};
 
 use crate::dialect::ddl::{self, CreateTable};
-use crate::{DEFAULT_SCHEMA, StatementKind, TableRef, error};
+use crate::{DEFAULT_SCHEMA, StatementKind, TableRef, error, functions};
 
 /// A parsed statement, what it does and what it takes.
 #[derive(Clone, Debug)]
@@ -212,7 +213,44 @@ pub(crate) fn parameters_of(plan: &LogicalPlan) -> Result<Vec<Option<FieldRef>>>
         }
         parameters[index] = field.filter(|field| !field.data_type().is_null());
     }
+    infer_from_use(plan, &mut parameters)?;
     Ok(parameters)
+}
+
+/// Types that DataFusion does not infer: of a parameter under a cast, and of a vector beside another vector.
+fn infer_from_use(plan: &LogicalPlan, parameters: &mut [Option<FieldRef>]) -> Result<()> {
+    let mut infer = |expr: &PlanExpr, field: FieldRef| {
+        if let PlanExpr::Placeholder(placeholder) = expr
+            && placeholder.field.as_ref().is_none_or(|field| field.data_type().is_null())
+            && let Some(index) = placeholder.id.strip_prefix('$').and_then(|digits| digits.parse::<usize>().ok())
+            && let Some(parameter) = index.checked_sub(1).and_then(|index| parameters.get_mut(index))
+        {
+            parameter.get_or_insert(field);
+        }
+    };
+    let walk = plan.apply_with_subqueries(|node| {
+        let inputs = node.inputs();
+        node.apply_expressions(|expr| {
+            expr.apply(|expr| {
+                match (expr, inputs.first()) {
+                    (PlanExpr::Cast(cast), _) => infer(&cast.expr, Arc::clone(&cast.field)),
+                    (PlanExpr::ScalarFunction(call), Some(input)) if functions::is_metric(call.func.name()) => {
+                        if let [a, b] = call.args.as_slice() {
+                            for (unknown, known) in [(a, b), (b, a)] {
+                                let known = known.to_field(input.schema()).map(|(_, field)| field);
+                                if let Some(field) = known.ok().filter(|field| !field.data_type().is_null()) {
+                                    infer(unknown, field);
+                                }
+                            }
+                        }
+                    }
+                    _ => {}
+                }
+                Ok(TreeNodeRecursion::Continue)
+            })
+        })
+    });
+    walk.map(|_| ()).map_err(error::from_datafusion)
 }
 
 /// As in PostgreSQL's protocol.

@@ -13,7 +13,7 @@ use super::vector::{VectorArg, all_constant, dot, first_as_constant, is_vector_l
 
 /// The four functions.
 pub(super) fn all() -> Vec<Arc<ScalarUDF>> {
-    [Metric::CosineSimilarity, Metric::CosineDistance, Metric::L2Distance, Metric::InnerProduct]
+    METRICS
         .map(|metric| {
             Arc::new(ScalarUDF::from(VectorMetric {
                 metric,
@@ -22,6 +22,14 @@ pub(super) fn all() -> Vec<Arc<ScalarUDF>> {
         })
         .to_vec()
 }
+
+/// True for the names of the four functions.
+pub(crate) fn is_metric(name: &str) -> bool {
+    METRICS.iter().any(|metric| metric.name() == name)
+}
+
+const METRICS: [Metric; 4] =
+    [Metric::CosineSimilarity, Metric::CosineDistance, Metric::L2Distance, Metric::InnerProduct];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Metric {

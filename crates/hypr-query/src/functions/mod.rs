@@ -16,6 +16,7 @@ use datafusion::logical_expr::ScalarUDF;
 use hypr_common::principal::Principal;
 
 pub(crate) use json_contains::json_contains;
+pub(crate) use metrics::is_metric;
 pub(crate) use vector_cast::VectorCast;
 
 /// The functions every session has.

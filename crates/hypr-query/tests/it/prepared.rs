@@ -97,6 +97,7 @@ async fn parameters_have_inferred_types_and_take_others() {
     let prepared = fixture.session.prepare(sql).await.unwrap();
     let types: Vec<&DataType> = prepared.parameter_schema.fields().iter().map(|field| field.data_type()).collect();
     assert_eq!(types[..2], [&DataType::Int32, &DataType::Utf8]);
+    assert!(matches!(types[2], DataType::FixedSizeList(_, 2)), "{:?}", types[2]);
     assert_eq!(prepared.result_schema.field(0).name(), "name");
     let doubles: ArrayRef = Arc::new(Float64Array::from(vec![1.5]));
     assert_eq!(query(&fixture, sql, &params(vec![doubles, texts(&["a"]), vectors(vec![vec![0.0, 2.0]])])).await, ["b"]);
