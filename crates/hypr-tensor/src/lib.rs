@@ -9,7 +9,7 @@
 //! on the number of threads. This is the only crate of the workspace with `unsafe`, and every block says
 //! why it is sound.
 //!
-//! Deliberately absent: model architectures, files formats other than GGML's block encodings, and
+//! Deliberately absent: model architectures, file formats other than GGML's block encodings, and
 //! configuration (the caller picks the level and the number of threads). A tensor knows its [`Device`], so
 //! that a second one can be added beside the processor.
 

@@ -30,8 +30,8 @@ pub struct Pool {
     one_owner: PhantomData<Cell<()>>,
 }
 
-/// The state of a run in one word: `run:32 open:1 joined:15 active:16`. Workers join while it is open, and are active
-/// until they have finished.
+/// The state of a run in one word: `run:32 open:1 joined:15 active:16`. Workers join while it is open, and are
+/// active until they have finished.
 #[derive(Clone, Copy)]
 struct Gate(u64);
 

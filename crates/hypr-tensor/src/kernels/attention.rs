@@ -1,8 +1,9 @@
 //! Scaled dot-product attention with streaming softmax.
 //!
-//! Each (sequence, head, block of queries) is one task. For each query, keys are taken sixteen at a time in order of position, with a running
-//! maximum and sum (Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018), so no matrix of
-//! scores is ever stored and a query's result does not depend on the other queries of the call.
+//! Each (sequence, head, block of queries) is one task. For each query, keys are taken sixteen at a time in order of
+//! position, with a running maximum and sum (Milakov and Gimelshein, "Online normalizer calculation for softmax",
+//! 2018), so no matrix of scores is ever stored and a query's result does not depend on the other queries of the
+//! call.
 
 use half::f16;
 

@@ -126,7 +126,8 @@ proptest! {
         dequantize(dtype, &bytes, &mut values);
         let expected: Vec<f64> = bytes.chunks(dtype.block_bytes()).flat_map(|block| literal(dtype, block)).collect();
         for (index, (value, expected)) in values.iter().zip(expected).enumerate() {
-            prop_assert!((f64::from(*value) - expected).abs() <= 1e-5 * (1.0 + expected.abs()), "{index}: {value} {expected}");
+            let close = (f64::from(*value) - expected).abs() <= 1e-5 * (1.0 + expected.abs());
+            prop_assert!(close, "{index}: {value} {expected}");
         }
     }
 }

@@ -56,7 +56,8 @@ proptest! {
             (Ok(bytes), true) => pieces.iter().map(|n| n % 4 * bytes).collect(),
             _ => pieces,
         };
-        let made = WeightArray::new(dtype, vec![rows, cols], lengths.iter().map(|&n| Buffer::from(vec![0u8; n])).collect());
+        let buffers = lengths.iter().map(|&n| Buffer::from(vec![0u8; n])).collect();
+        let made = WeightArray::new(dtype, vec![rows, cols], buffers);
         let valid = rows > 0 && cols > 0 && row_bytes.as_ref().is_ok_and(|&bytes| {
             lengths.iter().all(|&n| n > 0 && n % bytes == 0) && lengths.iter().sum::<usize>() == rows * bytes
         });
