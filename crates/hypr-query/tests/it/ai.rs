@@ -236,16 +236,24 @@ async fn lazy_forms_ask_only_for_the_rows_that_need_it() {
     let fixture = Fixture::new().await;
     for (expression, expected) in [
         ("CASE WHEN kind = 'a' THEN generate_response(body, max_tokens => 1) END", &["w1", "w3", "w5"][..]),
-        ("CASE WHEN id = 1 THEN 'x' WHEN id < 4 THEN generate_response(body, max_tokens => 1) ELSE 'y' END", &["w2", "w3"]),
+        (
+            "CASE WHEN id = 1 THEN 'x' WHEN id < 4 THEN generate_response(body, max_tokens => 1) ELSE 'y' END",
+            &["w2", "w3"],
+        ),
         ("CASE kind WHEN 'a' THEN 'x' ELSE generate_response(body, max_tokens => 1) END", &["w2", "w4"]),
-        ("CASE WHEN id <> 1 AND 4 / (id - 1) > 1 THEN generate_response(body, max_tokens => 1) END", &["w2", "w3"]),
-        ("CASE WHEN id = 1 THEN NULL WHEN 4 / (id - 1) > 1 THEN generate_response(body, max_tokens => 1) END", &["w2", "w3"]),
+        (
+            "CASE WHEN id = 1 THEN NULL WHEN 4 / (id - 1) > 1 THEN generate_response(body, max_tokens => 1) END",
+            &["w2", "w3"],
+        ),
         ("id > 3 AND generate_response(body, max_tokens => 1) <> ''", &["w4", "w5"]),
         ("generate_response(body, max_tokens => 1) <> '' AND id > 3", &["w4", "w5"]),
         ("id > 3 OR generate_response(body, max_tokens => 1) <> ''", &["w1", "w2", "w3"]),
         ("coalesce(CASE WHEN id > 2 THEN 'x' END, generate_response(body, max_tokens => 1))", &["w1", "w2"]),
         ("nvl(CASE WHEN id > 2 THEN 'x' END, generate_response(body, max_tokens => 1))", &["w1", "w2"]),
-        ("generate_response(body, max_tokens => 1) || generate_response(body, max_tokens => 1)", &["w1", "w2", "w3", "w4", "w5"]),
+        (
+            "generate_response(body, max_tokens => 1) || generate_response(body, max_tokens => 1)",
+            &["w1", "w2", "w3", "w4", "w5"],
+        ),
     ] {
         assert_eq!(fixture.asked(&format!("SELECT id, {expression} AS r FROM notes")).await, expected, "{expression}");
     }
@@ -338,7 +346,10 @@ async fn equal_prompts_are_asked_once_unless_sampled() {
     let seeds: std::collections::BTreeSet<u64> =
         fixture.book.generations.lock().iter().map(|request| request.sampling.seed).collect();
     assert_eq!(seeds.len(), 6);
-    assert_eq!(fixture.asked("SELECT id, generate_response('w1', temperature => 1.5, seed => 7) FROM notes").await, ["w1"]);
+    assert_eq!(
+        fixture.asked("SELECT id, generate_response('w1', temperature => 1.5, seed => 7) FROM notes").await,
+        ["w1"]
+    );
 }
 
 #[tokio::test]
@@ -349,10 +360,12 @@ async fn embeddings_are_typed_batched_and_nested() {
     let batch = collect(outcome).await.unwrap();
     assert!(matches!(batch.schema().field(1).data_type(), DataType::FixedSizeList(_, n) if *n == width));
     assert!(batch.column(1).is_null(5));
-    let expected = fixture.engine.embed(EmbedRequest { inputs: vec!["w2".into()], ..EmbedRequest::default() }).await.unwrap();
+    let expected =
+        fixture.engine.embed(EmbedRequest { inputs: vec!["w2".into()], ..EmbedRequest::default() }).await.unwrap();
     let second = batch.column(1).as_fixed_size_list().value(1);
     let apart = |(a, b): (&f32, &f32)| (a - b).abs();
-    let distance = second.as_primitive::<Float32Type>().values().iter().zip(&expected[0]).map(apart).fold(0.0, f32::max);
+    let distance =
+        second.as_primitive::<Float32Type>().values().iter().zip(&expected[0]).map(apart).fold(0.0, f32::max);
     assert!(distance < 1e-4, "{distance}");
     let texts: Vec<usize> = fixture.book.embeddings.lock().iter().map(|request| request.inputs.len()).collect();
     assert_eq!(texts, [5]);
@@ -369,7 +382,10 @@ async fn options_reach_the_engine_and_wrong_ones_are_explained() {
     assert_eq!(rows.len(), 2);
     let requests = fixture.book.generations.lock().clone();
     let request = &requests[0];
-    assert_eq!((request.model.as_deref(), request.max_tokens, request.context.clone()), (Some("smollm2"), 3, vec!["w1".to_owned(), "1".to_owned()]));
+    assert_eq!(
+        (request.model.as_deref(), request.max_tokens, request.context.clone()),
+        (Some("smollm2"), 3, vec!["w1".to_owned(), "1".to_owned()])
+    );
     assert_eq!((request.sampling.temperature, request.sampling.top_k, request.sampling.seed), (0.5, 4, 5));
     assert_eq!(request.stop, ["w63", "w62"]);
     assert_eq!(requests[1].context, ["6"], "a NULL passage is skipped");
@@ -383,7 +399,7 @@ async fn options_reach_the_engine_and_wrong_ones_are_explained() {
         ("SELECT generate_response('w1', model => 'gpt')", ErrorKind::NotFound, "smollm2"),
         ("SELECT embed('w1', 'w2')", ErrorKind::InvalidInput, "model =>"),
         ("SELECT generate_response('w1') FROM gpt USING CONTEXT (SELECT 1)", ErrorKind::NotFound, "smollm2"),
-        ("SELECT generate_response('w1') FROM smollm2 USING CONTEXT 5", ErrorKind::InvalidInput, "line 1, column 44"),
+        ("SELECT generate_response('w1') FROM smollm2 USING CONTEXT 5", ErrorKind::InvalidInput, "line 1, column 45"),
         ("SELECT id FROM notes LIMIT generate_response('w1')", ErrorKind::InvalidInput, "LIMIT"),
     ] {
         let error = fixture.error(sql).await;
@@ -402,11 +418,22 @@ async fn context_is_passed_in_the_order_of_its_query() {
     assert_eq!(rows, [fixture.answer("w9", &passages, 4).await]);
     let context = |fixture: &Fixture| fixture.book.generations.lock()[0].context.clone();
     for (sql, expected) in [
-        ("SELECT generate_response('w9') AS r FROM \"smollm2\" USING CONTEXT (SELECT id, body FROM notes WHERE id > 4 ORDER BY id)",
-         &["id: 5\nbody: w5", "id: 6"][..]),
-        ("WITH c AS (SELECT body FROM notes WHERE id = 2), a AS (SELECT generate_response('w9') AS r FROM smollm2 USING CONTEXT (SELECT * FROM c)) SELECT r FROM a", &["w2"]),
-        ("SELECT upper(r) FROM (SELECT generate_response('w9') AS r FROM SmolLM2 USING CONTEXT (SELECT ')' FROM (VALUES (1)) AS v)) AS t", &[")"]),
-        ("SELECT generate_response('w9', 'w8') FROM smollm2 USING CONTEXT (SELECT body FROM notes WHERE id = 1)", &["w8", "w1"]),
+        (
+            "SELECT generate_response('w9') AS r FROM \"smollm2\" USING CONTEXT (SELECT id, body FROM notes WHERE id > 4 ORDER BY id)",
+            &["id: 5\nbody: w5", "id: 6"][..],
+        ),
+        (
+            "WITH c AS (SELECT body FROM notes WHERE id = 2), a AS (SELECT generate_response('w9') AS r FROM smollm2 USING CONTEXT (SELECT * FROM c)) SELECT r FROM a",
+            &["w2"],
+        ),
+        (
+            "SELECT upper(r) FROM (SELECT generate_response('w9') AS r FROM SmolLM2 USING CONTEXT (SELECT ')' FROM (VALUES (1)) AS v)) AS t",
+            &[")"],
+        ),
+        (
+            "SELECT generate_response('w9', 'w8') FROM smollm2 USING CONTEXT (SELECT body FROM notes WHERE id = 1)",
+            &["w8", "w1"],
+        ),
         ("SELECT generate_response('w9') FROM smollm2 USING CONTEXT (SELECT body FROM notes WHERE id > 90)", &[]),
         ("SELECT generate_response('w9') FROM smollm2", &[]),
     ] {
@@ -418,7 +445,11 @@ async fn context_is_passed_in_the_order_of_its_query() {
     assert_eq!(fixture.asked(two).await, ["w1", "w2"]);
     fixture.run("CREATE TABLE smollm2 (a INT)").await;
     fixture.run("INSERT INTO smollm2 VALUES (1), (2)").await;
-    assert_eq!(fixture.run("SELECT generate_response('w9') FROM smollm2").await.0.len(), 2, "a table wins over a model");
+    assert_eq!(
+        fixture.run("SELECT generate_response('w9') FROM smollm2").await.0.len(),
+        2,
+        "a table wins over a model"
+    );
 }
 
 #[tokio::test]
@@ -429,9 +460,8 @@ async fn prepared_statements_take_parameters_in_prompt_options_and_context() {
     assert_eq!(prepared.result_schema.field(0).name(), "r");
     let types: Vec<&DataType> = prepared.parameter_schema.fields().iter().map(|field| field.data_type()).collect();
     assert_eq!(types[0], &DataType::Utf8);
-    assert_eq!(types[1], &DataType::Int64);
-    let third = arrow::compute::cast(&Int64Array::from(vec![3]), types[2]).unwrap();
-    let columns = vec![Arc::new(StringArray::from(vec!["w7"])) as _, Arc::new(Int64Array::from(vec![2])) as _, third];
+    let whole = |value: i64, index: usize| arrow::compute::cast(&Int64Array::from(vec![value]), types[index]).unwrap();
+    let columns = vec![Arc::new(StringArray::from(vec!["w7"])) as _, whole(2, 1), whole(3, 2)];
     let options = RecordBatchOptions::new().with_row_count(Some(1));
     let params = RecordBatch::try_new_with_options(prepared.parameter_schema.clone(), columns, &options).unwrap();
     let rows = lines(&collect(fixture.session.execute_prepared(&prepared, &params).await.unwrap()).await.unwrap());
@@ -483,14 +513,16 @@ async fn an_error_names_the_row_unless_it_may_be_null() {
     let error = fixture.error("SELECT generate_response(body, max_tokens => 1) FROM notes ORDER BY id").await;
     assert_eq!(error.kind(), ErrorKind::Unavailable);
     assert_eq!(error.message(), "generate_response failed on row 3: the engine is shutting down");
-    let sql = "SELECT id FROM notes WHERE generate_response(body, max_tokens => 1, on_error => 'null') IS NULL ORDER BY id";
+    let sql =
+        "SELECT id FROM notes WHERE generate_response(body, max_tokens => 1, on_error => 'null') IS NULL ORDER BY id";
     assert_eq!(fixture.run(sql).await.0, ["3", "6"]);
 }
 
 #[tokio::test]
 async fn explain_shows_the_calls_and_what_they_cost() {
     let fixture = Fixture::new().await;
-    let sql = "EXPLAIN ANALYZE SELECT id, CASE WHEN id < 3 THEN generate_response(kind, max_tokens => 2) END FROM notes";
+    let sql =
+        "EXPLAIN ANALYZE SELECT id, CASE WHEN id < 3 THEN generate_response(kind, max_tokens => 2) END FROM notes";
     let plan = fixture.run(sql).await.0.join("\n");
     let node = plan.lines().find(|line| line.contains("GenerateExec")).unwrap();
     for part in ["max_tokens => 2", "when", "calls=2", "cache_hits=0", "completion_tokens=4", "prompt_tokens="] {

@@ -52,7 +52,9 @@ pub(super) fn either(a: Option<Expr>, b: Option<Expr>) -> Option<Expr> {
     }
 }
 
+/// `CASE true WHEN ..`: the form with a base is one that the simplifier does not take for a chain of `AND` and
+/// `OR`, whose operands are evaluated for every row.
 fn case(branches: Vec<(Expr, Expr)>, otherwise: Expr) -> Expr {
     let branches = branches.into_iter().map(|(when, then)| (Box::new(when), Box::new(then))).collect();
-    Expr::Case(Case::new(None, branches, Some(Box::new(otherwise))))
+    Expr::Case(Case::new(Some(Box::new(lit(true))), branches, Some(Box::new(otherwise))))
 }
