@@ -62,7 +62,7 @@ impl FlightSqlService for HyprFlightSql {
         query: CommandGetCatalogs,
         request: Request<FlightDescriptor>,
     ) -> Answer<FlightInfo> {
-        info_of_command(&query, &query.clone().into_builder().schema(), request.into_inner())
+        info_of_command(&query, &query.into_builder().schema(), request.into_inner())
     }
 
     async fn get_flight_info_schemas(
@@ -86,7 +86,7 @@ impl FlightSqlService for HyprFlightSql {
         query: CommandGetTableTypes,
         request: Request<FlightDescriptor>,
     ) -> Answer<FlightInfo> {
-        info_of_command(&query, &query.clone().into_builder().schema(), request.into_inner())
+        info_of_command(&query, &query.into_builder().schema(), request.into_inner())
     }
 
     async fn get_flight_info_sql_info(
