@@ -8,11 +8,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use hypr_common::{Error, ErrorKind, Result};
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::Notify;
 use uuid::Uuid;
 
 use crate::catalog::{CatalogChange, Checkpoint, StoredTable, TableDefinition};
+use crate::flush;
 use crate::lance_store::LanceStore;
 use crate::models::ModelStore;
 use crate::options::StorageOptions;
@@ -23,7 +24,6 @@ use crate::wal::disk::LogDisk;
 use crate::wal::frame::{Frame, FrameKind, FrameRef};
 use crate::wal::recover::{Recovered, replay};
 use crate::wal::writer::{Effect, Log, Touched, closed};
-use crate::{flush, validate};
 
 /// A handle on an open database directory. The directory is unlocked when the last handle, table and scan
 /// are dropped.
@@ -49,6 +49,8 @@ pub(crate) struct Inner {
 #[derive(Debug, Default)]
 pub(crate) struct Catalog {
     state: RwLock<CatalogState>,
+    /// One checkpoint at a time.
+    writing: Mutex<()>,
 }
 
 #[derive(Debug, Default)]
@@ -71,6 +73,7 @@ impl Catalog {
 
     /// Writes `catalog.json` if there are changes that it does not hold.
     pub(crate) fn checkpoint(&self, dir: &Path) -> Result<()> {
+        let _writing = self.writing.lock();
         let checkpoint = {
             let state = self.state.read();
             if state.lsn == state.checkpoint_lsn {
@@ -115,7 +118,7 @@ impl Database {
         let inner = Arc::new(Inner {
             dir: dir.to_owned(),
             models: Arc::new(ModelStore::open(dir)?),
-            catalog: Arc::new(Catalog { state: RwLock::new(state) }),
+            catalog: Arc::new(Catalog { state: RwLock::new(state), writing: Mutex::default() }),
             lance,
             log,
             flush_wanted,
@@ -400,7 +403,6 @@ fn recover_frame(table: &TableShared, frame: &FrameRef<'_>, change: &mut (Vec<Ta
     }
     let (_, mut next, batches) = frame.decode_rows()?;
     for batch in batches {
-        let batch = validate::conform(&table.definition.columns, &batch, 0)?;
         change.0.push(TailBatch { rows: table.number_rows(&batch, next)?, bytes: frame.len() });
         next += batch.num_rows() as u64;
     }

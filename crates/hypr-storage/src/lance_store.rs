@@ -31,6 +31,7 @@ use object_store14::list::PaginatedListStore;
 use object_store14::local::LocalFileSystem;
 
 use crate::ROW_ID_COLUMN;
+use crate::scan::batch_rows;
 use crate::tail::{DeadRows, is_dead};
 
 /// Transaction property: every commit of the table up to this log position is in this version or an earlier one.
@@ -220,7 +221,7 @@ impl LanceStore {
             return Ok(None);
         }
         let mut scanner = dataset.scan();
-        scanner.with_fragments(chosen.clone()).scan_in_order(true);
+        scanner.with_fragments(chosen.clone()).scan_in_order(true).batch_size(batch_rows(&chosen));
         let stream = scanner.try_into_stream().await.map_err(|e| lance_error("compacting", e))?;
         let params = self.write_params(WriteMode::Append, stamp);
         let transaction = InsertBuilder::new(Arc::clone(dataset))

@@ -36,7 +36,7 @@ pub struct StorageOptions {
     /// How long superseded Lance versions stay on disk for readers that still hold them. Default 1 h.
     pub version_retention: Duration,
     /// Flush and compact without being asked. Default true; off, only [`Database::flush`](crate::Database::flush)
-    /// and [`Database::close`](crate::Database::close) flush.
+    /// and [`Database::close`](crate::Database::close) flush, and writers of a full tail wait for those.
     pub background_flush: bool,
     /// Where the age of unflushed rows is read from.
     pub clock: Arc<dyn Clock>,

@@ -25,10 +25,12 @@ use crate::ROW_ID_COLUMN;
 use crate::lance_store::lance_error;
 use crate::schema::{bare, row_id_field};
 use crate::table::TableShared;
-use crate::tail::{Snapshot, TailBatch, live_rows};
+use crate::tail::{Snapshot, live_rows};
 
-/// Rows of a tail batch handed on at a time.
-const TAIL_CHUNK_ROWS: usize = 8192;
+/// The most rows of a batch.
+const BATCH_ROWS: usize = 8192;
+/// Target size of a batch from Lance: a thousand rows may hold a thousand images.
+const BATCH_BYTES: u64 = 8 << 20;
 
 /// What a reader wants of a table.
 #[derive(Clone, Debug, Default)]
@@ -152,7 +154,11 @@ impl Scan {
         }
         // By schema and not by name: Lance reads names as expressions.
         let columns = lance_core::datatypes::Schema::try_from(&bare(&Schema::new(fields))).map_err(failed)?;
-        scanner.project_with_schema(&columns).map_err(failed)?.with_fragments(fragments);
+        scanner
+            .project_with_schema(&columns)
+            .map_err(failed)?
+            .batch_size(self.batch_rows(&fragments))
+            .with_fragments(fragments);
         if let Some(filter) =
             datafusion::logical_expr::utils::conjunction(self.filters.iter().cloned().map(unqualified))
         {
@@ -162,6 +168,14 @@ impl Scan {
             scanner.limit(self.limit.and_then(|limit| i64::try_from(limit).ok()), None).map_err(failed)?;
         }
         scanner.create_plan().await.map_err(failed)
+    }
+
+    /// Rows of a batch of about [`BATCH_BYTES`]. Lance's own byte limit acts only after the first batch.
+    fn batch_rows(&self, fragments: &[Fragment]) -> usize {
+        if self.output.fields().iter().all(|field| field.data_type().is_primitive()) {
+            return BATCH_ROWS;
+        }
+        batch_rows(fragments)
     }
 
     /// Lance cannot project zero columns; the row id is the cheapest one.
@@ -176,9 +190,8 @@ impl Scan {
         self.output_batch(columns, batch.num_rows())
     }
 
-    fn finish_tail(&self, batch: &TailBatch, start: usize) -> Result<RecordBatch, DataFusionError> {
-        let rows = batch.rows.slice(start, TAIL_CHUNK_ROWS.min(batch.rows.num_rows() - start));
-        let rows = live_rows(&rows, &self.snapshot.dead)?;
+    fn finish_tail(&self, piece: &RecordBatch) -> Result<RecordBatch, DataFusionError> {
+        let rows = live_rows(piece, &self.snapshot.dead)?;
         let mut columns: Vec<_> = self.projection.iter().map(|at| Arc::clone(rows.column(*at))).collect();
         if self.with_row_id {
             columns.push(Arc::clone(rows.column(self.row_id_at)));
@@ -190,6 +203,23 @@ impl Scan {
         let options = arrow_array::RecordBatchOptions::new().with_row_count(Some(rows));
         Ok(RecordBatch::try_new_with_options(Arc::clone(&self.output), columns, &options)?)
     }
+}
+
+/// Rows of whole width that make a batch of about [`BATCH_BYTES`].
+pub(crate) fn batch_rows(fragments: &[Fragment]) -> usize {
+    let files = fragments.iter().flat_map(|fragment| &fragment.files);
+    let bytes: u64 = files.filter_map(|file| file.file_size_bytes.get()).map(u64::from).sum();
+    let rows: u64 = fragments.iter().filter_map(|fragment| fragment.physical_rows).map(|rows| rows as u64).sum();
+    let row_bytes = (bytes / rows.max(1)).max(1);
+    usize::try_from(BATCH_BYTES / row_bytes).unwrap_or(BATCH_ROWS).clamp(1, BATCH_ROWS)
+}
+
+/// `rows`, which take `bytes`, in pieces of about [`BATCH_BYTES`]; none of them copies a row.
+fn pieces(rows: &RecordBatch, bytes: usize) -> Vec<RecordBatch> {
+    let count = rows.num_rows();
+    let row_bytes = (bytes / count.max(1)).max(1) as u64;
+    let step = usize::try_from(BATCH_BYTES / row_bytes).unwrap_or(BATCH_ROWS).clamp(1, BATCH_ROWS);
+    (0..count).step_by(step).map(|start| rows.slice(start, step.min(count - start))).collect()
 }
 
 /// Lance knows columns by their bare names.
@@ -255,20 +285,21 @@ impl TableScanExec {
         let scan = Arc::clone(&self.scan);
         let parts = plan.properties().output_partitioning().partition_count();
         let streams = (0..parts).map(|part| plan.execute(part, Arc::clone(&context))).collect::<Result<Vec<_>, _>>()?;
-        Ok(futures::stream::iter(streams).flatten().map(move |batch| scan.finish_lance(&batch?)))
+        let finished = futures::stream::iter(streams).flatten().map(move |batch| scan.finish_lance(&batch?));
+        // Compressed files say little about the size of their rows.
+        Ok(finished.flat_map(|batch| {
+            futures::stream::iter(match batch {
+                Ok(batch) => pieces(&batch, batch.get_array_memory_size()).into_iter().map(Ok).collect(),
+                Err(error) => vec![Err(error)],
+            })
+        }))
     }
 
     fn tail_stream(&self) -> impl Stream<Item = Result<RecordBatch, DataFusionError>> + Send + use<> {
         let scan = Arc::clone(&self.scan);
-        let chunks: Vec<(Arc<TailBatch>, usize)> = scan
-            .snapshot
-            .batches
-            .iter()
-            .flat_map(|batch| {
-                (0..batch.rows.num_rows()).step_by(TAIL_CHUNK_ROWS).map(move |start| (Arc::clone(batch), start))
-            })
-            .collect();
-        futures::stream::iter(chunks).map(move |(batch, start)| scan.finish_tail(&batch, start))
+        let pieces: Vec<RecordBatch> =
+            scan.snapshot.batches.iter().flat_map(|batch| pieces(&batch.rows, batch.bytes)).collect();
+        futures::stream::iter(pieces).map(move |piece| scan.finish_tail(&piece))
     }
 }
 

@@ -137,3 +137,65 @@ fn name_place(error: Error, segment: &Segment, offset: usize) -> Error {
     let message = format!("log segment {} at offset {offset}: {}", segment.path.display(), error.message());
     Error::new(error.kind(), message).with_source(error)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::disk::FileDisk;
+    use super::super::frame::Frame;
+    use super::super::segment_path;
+    use super::*;
+
+    /// A segment from LSN 1 with frames of `(place in the group, further frames follow)`.
+    fn segment(frames: &[(u32, bool)]) -> (Vec<u8>, Vec<usize>) {
+        let mut bytes = [&MAGIC[..], &1_u64.to_le_bytes()[..]].concat();
+        let mut starts = Vec::new();
+        for (index, (place, continued)) in frames.iter().enumerate() {
+            let frame = Frame::ddl(format!("frame {index}").into_bytes()).unwrap();
+            starts.push(bytes.len());
+            bytes.extend(frame.header(index as u64 + 1, *place, *continued));
+            bytes.extend(frame.payload());
+        }
+        (bytes, starts)
+    }
+
+    fn recover(bytes: &[u8]) -> (Result<Recovered>, Vec<usize>, u64) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = segment_path(dir.path(), 1);
+        std::fs::write(&path, bytes).unwrap();
+        let mut commits = Vec::new();
+        let recovered = replay(&FileDisk, dir.path(), |frames| {
+            commits.push(frames.len());
+            Ok(())
+        });
+        (recovered, commits, std::fs::metadata(&path).unwrap().len())
+    }
+
+    #[test]
+    fn a_hole_in_the_last_group_is_a_torn_write() {
+        // Groups: {1}, {2, 3, 4}; the disk kept 2 and 4 but not 3.
+        let (mut bytes, starts) = segment(&[(0, false), (0, false), (1, false), (2, false)]);
+        bytes[starts[2] + FRAME_HEADER_BYTES] ^= 1;
+        let (recovered, commits, len) = recover(&bytes);
+        assert_eq!((recovered.unwrap().next_lsn, commits, len), (3, vec![1, 1], starts[2] as u64));
+    }
+
+    #[test]
+    fn a_hole_before_a_later_group_is_corruption() {
+        let (mut bytes, starts) = segment(&[(0, false), (0, false), (1, false), (0, false)]);
+        bytes[starts[2] + FRAME_HEADER_BYTES] ^= 1;
+        let (recovered, _, len) = recover(&bytes);
+        let error = recovered.unwrap_err();
+        assert!(error.message().contains(&format!("offset {}", starts[2])), "{error}");
+        assert_eq!(len, bytes.len() as u64, "a damaged log is left as it is");
+    }
+
+    #[test]
+    fn a_commit_is_replayed_whole_or_not_at_all() {
+        let (bytes, starts) = segment(&[(0, false), (0, true), (1, true), (2, false)]);
+        assert_eq!(recover(&bytes).1, [1, 3]);
+        for cut in starts[1]..bytes.len() {
+            let (recovered, commits, len) = recover(&bytes[..cut]);
+            assert_eq!((recovered.unwrap().next_lsn, commits, len), (2, vec![1], starts[1] as u64), "cut at {cut}");
+        }
+    }
+}

@@ -164,3 +164,26 @@ async fn column_names_are_any_text_but_the_reserved() {
         assert!(matches!(error.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported), "{reserved}: {error}");
     }
 }
+
+#[tokio::test]
+async fn a_statement_larger_than_a_frame_is_one_commit_and_is_read_in_pieces() {
+    const ROW_BYTES: usize = 1 << 20;
+    let dir = tempdir().unwrap();
+    let schema = Arc::new(Schema::new(vec![Field::new("image", DataType::LargeBinary, false)]));
+    let images: Vec<Vec<u8>> = (0..40_u8).map(|row| vec![row; ROW_BYTES]).collect();
+    let images: ArrayRef = Arc::new(LargeBinaryArray::from_iter_values(&images));
+    let batch = RecordBatch::try_new(Arc::clone(&schema), vec![images]).unwrap();
+    let db = open(dir.path()).await;
+    db.create_table(definition("t", Arc::clone(&schema), &[]), false).await.unwrap();
+    let table = db.table("public", "t").unwrap();
+    assert_eq!(table.insert(vec![batch.clone()]).await.unwrap(), 40);
+    drop((db, table));
+    let db = open(dir.path()).await;
+    let table = db.table("public", "t").unwrap();
+    for state in ["replayed", "flushed"] {
+        let found = read(&table, ScanRequest::default()).await;
+        assert!(found.iter().all(|piece| piece.num_rows() * ROW_BYTES <= 16 << 20), "{state} batches fit a message");
+        assert_eq!(arrow_select::concat::concat_batches(&schema, &found).unwrap(), batch, "{state}");
+        db.flush().await.unwrap();
+    }
+}
