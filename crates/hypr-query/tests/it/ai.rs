@@ -278,6 +278,7 @@ async fn every_clause_takes_calls() {
         (format!("SELECT id FROM notes WHERE {call} <> '' AND id < 3"), &["w1", "w2"]),
         (format!("SELECT id FROM notes WHERE id < 3 AND ({call} = '' OR kind = 'b')"), &["w1"]),
         ("SELECT * FROM (VALUES (1, generate_response('w7', max_tokens => 2)), (2, 'x')) AS v(a, b)".into(), &["w7"]),
+        (format!("SELECT id FROM notes WHERE {call} = 'x' OR now() < '2000-01-01'"), &all),
         (format!("SELECT DISTINCT {call} FROM notes"), &all),
         (format!("SELECT DISTINCT ON ({call}) id FROM notes ORDER BY {call}, id"), &all),
         (format!("SELECT a.id FROM notes a JOIN notes b ON a.id = b.id AND b.id < 3 AND generate_response(a.body, max_tokens => 2) <> ''"), &["w1", "w2"]),

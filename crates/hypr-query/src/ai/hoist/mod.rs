@@ -11,12 +11,12 @@ mod sort;
 use std::sync::Arc;
 
 use datafusion::common::config::ConfigOptions;
-use datafusion::common::tree_node::Transformed;
+use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::common::{DFSchema, Result, ScalarValue, not_impl_err, plan_err};
 use datafusion::logical_expr::expr_rewriter::NamePreserver;
 use datafusion::logical_expr::utils::{conjunction, split_conjunction_owned};
 use datafusion::logical_expr::{
-    Distinct, DistinctOn, Expr, Filter, LogicalPlan, LogicalPlanBuilder, Projection, Values, lit, when,
+    Distinct, DistinctOn, Expr, Filter, LogicalPlan, LogicalPlanBuilder, Projection, Values, Volatility, lit, when,
 };
 use datafusion::optimizer::AnalyzerRule;
 use hypr_inference::api::Inference;
@@ -219,12 +219,21 @@ impl Pass<'_> {
 /// Keeps the rows of `plan` for which `predicate` is true, inside the node that made the last answer if it can.
 fn keep(plan: LogicalPlan, predicate: Expr) -> Result<LogicalPlan> {
     match GenerateNode::of(&plan) {
-        Some(node) if node.predicate.is_none() && !has_subquery(&predicate) => {
+        Some(node) if node.predicate.is_none() && !has_subquery(&predicate) && !has_stable(&predicate) => {
             GenerateNode::try_new(Arc::clone(&node.input), node.calls.clone(), Some(predicate))
                 .map(GenerateNode::into_plan)
         }
         _ => Filter::try_new(predicate, Arc::new(plan)).map(LogicalPlan::Filter),
     }
+}
+
+/// True for functions such as `now()`, which only the simplifier computes; it does not see the node's predicate.
+fn has_stable(expr: &Expr) -> bool {
+    let is_stable = |expr: &Expr| match expr {
+        Expr::ScalarFunction(function) => function.func.signature().volatility == Volatility::Stable,
+        _ => false,
+    };
+    expr.exists(|expr| Ok(is_stable(expr))).unwrap_or(true)
 }
 
 /// The columns of `schema` out of `plan`, by name.
