@@ -5,10 +5,12 @@
 //! agree to a cosine of 0.999 and choose the same tokens wherever PyTorch's margin is above 0.75.
 
 use arrow_buffer::Buffer;
+use futures::executor::block_on;
 use hypr_common::model::ModelTables;
 use hypr_inference::import;
 use hypr_inference::kv_cache::KvPrecision;
 use hypr_inference::transformer::{Chunk, Transformer, Workspace};
+use hypr_inference::{EngineOptions, FinishReason, GenerateRequest, Inference, Prompt, engine};
 use hypr_tensor::Kernels;
 use hypr_tensor::kernels::detect;
 use serde_json::Value;
@@ -131,4 +133,32 @@ fn the_tokenizer_of_the_file_gives_the_reference_tokens() {
     let message = hypr_inference::ChatMessage { role: "user".into(), content: "Who is Mycroft?".into() };
     assert_eq!(model.render(&[message]).unwrap(), expected["chat"].as_str().unwrap());
     assert_eq!(model.config().eos_token_ids, [0, 2]);
+}
+
+/// The whole way of a request, queue, chat template, chunks of prompt, sampling and detokenizing, says what the
+/// network says when it is run by hand, one token at a time.
+#[test]
+fn the_engine_answers_an_instruction_as_the_network_does() {
+    let Some(tables) = model() else { return };
+    let opened = hypr_inference::model::Model::open(tables.clone().into(), 512).unwrap();
+    let question = "What is the capital of France?";
+    let message = hypr_inference::ChatMessage { role: "user".into(), content: question.into() };
+    let mut all = opened.encode_prompt(&opened.render(&[message]).unwrap()).unwrap();
+    let prompt_tokens = all.len();
+    let kernels = kernels(detect(), 2);
+    for _ in 0..8 {
+        let last = logits(opened.transformer(), &kernels, &all, all.len(), KvPrecision::F16).pop().unwrap();
+        all.push(hypr_inference::sampler::argmax(&last));
+    }
+    let by_hand = opened.tokenizer().decode(&all[prompt_tokens..]).unwrap();
+
+    let (handle, service) = engine(Models::new([tables]), EngineOptions { threads: 2, ..EngineOptions::default() });
+    let service = std::thread::spawn(|| service.run());
+    let request =
+        GenerateRequest { prompt: Prompt::Instruction(question.into()), max_tokens: 8, ..GenerateRequest::default() };
+    let answer = block_on(handle.generate(request)).unwrap();
+    assert_eq!((answer.text.as_str(), answer.finish_reason), (by_hand.as_str(), FinishReason::Length));
+    assert_eq!((answer.prompt_tokens, answer.completion_tokens), (prompt_tokens, 8));
+    drop(handle);
+    service.join().unwrap();
 }

@@ -22,36 +22,19 @@ use crate::support::{crash, definition, open, read};
 
 /// Three rows a column: a value, a NULL, and an empty or extreme value.
 fn one_of_each() -> Vec<(Field, ArrayRef)> {
-    let plain = |name: &str, array: ArrayRef| (Field::new(name, array.data_type().clone(), true), array);
+    [one_of_each_flat_type(), one_of_each_nested_type()].concat()
+}
+
+fn plain(name: &str, array: ArrayRef) -> (Field, ArrayRef) {
+    (Field::new(name, array.data_type().clone(), true), array)
+}
+
+fn text() -> ArrayRef {
+    Arc::new(StringArray::from(vec![Some("x"), None, Some("")]))
+}
+
+fn one_of_each_flat_type() -> Vec<(Field, ArrayRef)> {
     let bytes: [Option<&[u8]>; 3] = [Some(b"\x00\xff"), None, Some(b"")];
-    let mut lists = ListBuilder::new(Float32Builder::new());
-    lists.append_value([Some(1.5), Some(-2.0)]);
-    lists.append_null();
-    lists.append_value([]);
-    let lists: ArrayRef = Arc::new(lists.finish());
-    let ints: ArrayRef =
-        Arc::new(arrow_array::ListArray::from_iter_primitive::<arrow_array::types::Int32Type, _, _>([
-            Some(vec![Some(1), None]),
-            None,
-            Some(vec![]),
-        ]));
-    let text: ArrayRef = Arc::new(StringArray::from(vec![Some("x"), None, Some("")]));
-    let nested = StructArray::try_new(
-        vec![Field::new("t", DataType::Utf8, true), Field::new("l", ints.data_type().clone(), true)].into(),
-        vec![Arc::clone(&text), Arc::clone(&ints)],
-        None,
-    );
-    let vector = vector_field("vector", 2, true);
-    let vectors = {
-        let mut builder = arrow_array::builder::FixedSizeListBuilder::new(Float32Builder::new(), 2);
-        builder.values().append_slice(&[1.0, 2.0]);
-        builder.append(true);
-        builder.values().append_slice(&[0.0, 0.0]);
-        builder.append(false);
-        builder.values().append_slice(&[f32::NAN, f32::INFINITY]);
-        builder.append(true);
-        cast(&builder.finish(), vector.data_type()).unwrap()
-    };
     vec![
         plain("boolean", Arc::new(BooleanArray::from(vec![Some(true), None, Some(false)]))),
         plain("int8", Arc::new(Int8Array::from(vec![Some(-1), None, Some(i8::MIN)]))),
@@ -72,7 +55,7 @@ fn one_of_each() -> Vec<(Field, ArrayRef)> {
                 .unwrap(),
             ),
         ),
-        plain("text", Arc::clone(&text)),
+        plain("text", text()),
         plain("large_text", Arc::new(LargeStringArray::from(vec![Some("x"), None, Some("")]))),
         plain("binary", Arc::new(BinaryArray::from_iter(bytes))),
         plain("blob", Arc::new(LargeBinaryArray::from_iter(bytes))),
@@ -96,6 +79,38 @@ fn one_of_each() -> Vec<(Field, ArrayRef)> {
             Arc::new(TimestampMicrosecondArray::from(vec![Some(1), None, Some(-1)]).with_timezone("Europe/Berlin")),
         ),
         plain("duration", Arc::new(DurationMicrosecondArray::from(vec![Some(1), None, Some(-1)]))),
+    ]
+}
+
+fn one_of_each_nested_type() -> Vec<(Field, ArrayRef)> {
+    let mut lists = ListBuilder::new(Float32Builder::new());
+    lists.append_value([Some(1.5), Some(-2.0)]);
+    lists.append_null();
+    lists.append_value([]);
+    let lists: ArrayRef = Arc::new(lists.finish());
+    let ints: ArrayRef =
+        Arc::new(arrow_array::ListArray::from_iter_primitive::<arrow_array::types::Int32Type, _, _>([
+            Some(vec![Some(1), None]),
+            None,
+            Some(vec![]),
+        ]));
+    let nested = StructArray::try_new(
+        vec![Field::new("t", DataType::Utf8, true), Field::new("l", ints.data_type().clone(), true)].into(),
+        vec![text(), Arc::clone(&ints)],
+        None,
+    );
+    let vector = vector_field("vector", 2, true);
+    let vectors = {
+        let mut builder = arrow_array::builder::FixedSizeListBuilder::new(Float32Builder::new(), 2);
+        builder.values().append_slice(&[1.0, 2.0]);
+        builder.append(true);
+        builder.values().append_slice(&[0.0, 0.0]);
+        builder.append(false);
+        builder.values().append_slice(&[f32::NAN, f32::INFINITY]);
+        builder.append(true);
+        cast(&builder.finish(), vector.data_type()).unwrap()
+    };
+    vec![
         plain("ints", ints),
         plain("nested", Arc::new(nested.unwrap())),
         (json_field("json", true), Arc::new(StringArray::from(vec![Some("{}"), None, Some("[1]")]))),
