@@ -400,10 +400,10 @@ impl Effect for ChangeEffect {
         if let Some(reservation) = self.reservation {
             reservation.confirm();
         }
-        if !self.removed.is_empty() {
-            if let Some(index) = self.keys.as_ref().and_then(|keys| keys.as_ref()) {
-                index.remove(&self.removed);
-            }
+        if !self.removed.is_empty()
+            && let Some(index) = self.keys.as_ref().and_then(|keys| keys.as_ref())
+        {
+            index.remove(&self.removed);
         }
         self.table.apply(self.added, self.removed, first_lsn, lsn);
         touched.add(&self.table);

@@ -156,7 +156,8 @@ fn a_removed_model_is_gone_for_new_readers_only_and_its_versions_are_not_reused(
 
 #[test]
 fn damage_is_named_and_leaves_other_models_readable() {
-    let damages: [(&str, fn(&Path)); 5] = [
+    type Damage = (&'static str, fn(&Path));
+    let damages: [Damage; 5] = [
         ("layer_00000.arrow", |path| File::options().write(true).open(path).unwrap().set_len(500).unwrap()),
         ("layer_00000.arrow", |path| damage(path, fs::metadata(path).unwrap().len() - 100)),
         ("layer_-0001.arrow", |path| fs::remove_file(path).unwrap()),
