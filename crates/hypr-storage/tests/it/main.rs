@@ -1,5 +1,8 @@
 //! The store as its users see it: writes, reads, flushes and crashes on a real directory.
 
+// A failed helper is a failed test.
+#![allow(clippy::unwrap_used)]
+
 mod faults;
 mod flushes;
 mod model;

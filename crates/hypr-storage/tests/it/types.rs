@@ -164,7 +164,7 @@ async fn column_names_are_any_text_but_the_reserved() {
     let table = db.table("public", "t").unwrap();
     table.insert(vec![batch.clone()]).await.unwrap();
     db.flush().await.unwrap();
-    assert_eq!(read(&table, ScanRequest::default()).await, [batch.clone()]);
+    assert_eq!(read(&table, ScanRequest::default()).await, std::slice::from_ref(&batch));
     for (at, name) in names.iter().enumerate() {
         let filters = vec![ident(*name).gt(lit(99_i64))];
         let found = read(&table, ScanRequest { projection: Some(vec![at]), filters, ..Default::default() }).await;

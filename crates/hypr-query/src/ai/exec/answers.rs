@@ -30,6 +30,16 @@ pub(super) type Outcome = Result<Answer, Arc<Error>>;
 /// An answer that several rows wait for.
 pub(super) type Pending = Shared<BoxFuture<'static, Outcome>>;
 
+/// The vectors of one request, which the rows of its texts wait for.
+type PendingVectors = Shared<BoxFuture<'static, Result<Arc<Vec<Arc<[f32]>>>, Arc<Error>>>>;
+
+/// Texts that one model embeds in the same way, each with the place of its request.
+struct Texts {
+    model: Option<String>,
+    normalize: bool,
+    inputs: Vec<(usize, String)>,
+}
+
 /// How requests reach the engine.
 #[derive(Clone)]
 pub(super) struct Caller {
@@ -41,20 +51,20 @@ pub(super) struct Caller {
 impl Caller {
     /// Answers to `requests`, which are of one call; texts to embed go together.
     pub fn start(&self, requests: Vec<Request>) -> Vec<Pending> {
-        let mut texts: Vec<(Option<String>, bool, Vec<(usize, String)>)> = Vec::new();
+        let mut texts: Vec<Texts> = Vec::new();
         let mut pending: Vec<Option<Pending>> = vec![None; requests.len()];
         for (at, request) in requests.into_iter().enumerate() {
             match request {
                 Request::Generate(request) => pending[at] = Some(self.generate(request)),
                 Request::Embed { model, normalize, text } => {
-                    match texts.iter_mut().find(|(m, n, _)| (&*m, *n) == (&model, normalize)) {
-                        Some((_, _, same)) => same.push((at, text)),
-                        None => texts.push((model, normalize, vec![(at, text)])),
+                    match texts.iter_mut().find(|same| same.model == model && same.normalize == normalize) {
+                        Some(same) => same.inputs.push((at, text)),
+                        None => texts.push(Texts { model, normalize, inputs: vec![(at, text)] }),
                     }
                 }
             }
         }
-        for (model, normalize, inputs) in texts {
+        for Texts { model, normalize, inputs } in texts {
             for chunk in inputs.chunks(self.options.embed_batch.max(1)) {
                 let inputs = chunk.iter().map(|(_, text)| text.clone()).collect();
                 let vectors = self.embed(EmbedRequest { model: model.clone(), inputs, normalize });
@@ -80,7 +90,7 @@ impl Caller {
         answer.boxed().shared()
     }
 
-    fn embed(&self, request: EmbedRequest) -> Shared<BoxFuture<'static, Result<Arc<Vec<Arc<[f32]>>>, Arc<Error>>>> {
+    fn embed(&self, request: EmbedRequest) -> PendingVectors {
         let caller = self.clone();
         let answer = async move {
             caller.metrics.calls.add(request.inputs.len());

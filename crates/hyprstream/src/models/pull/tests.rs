@@ -78,7 +78,7 @@ fn answer(mut stream: TcpStream, behaviour: &Behaviour, log: &Mutex<Vec<String>>
 }
 
 fn weights() -> Vec<u8> {
-    (0..300_000_u32).map(|at| (at * 31 >> 3) as u8).collect()
+    (0..300_000_u32).map(|at| ((at * 31) >> 3) as u8).collect()
 }
 
 fn sha256(bytes: &[u8]) -> &'static str {
