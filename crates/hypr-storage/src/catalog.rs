@@ -1,4 +1,4 @@
-//! Which tables exist. Changes go through the log, so that their order against inserts is total, and are
+//! Which tables and other named objects exist. Changes go through the log, so that their order against inserts is total, and are
 //! checkpointed into `DIR/catalog.json` before the log is cut.
 
 use std::collections::BTreeMap;
@@ -11,6 +11,7 @@ use hypr_common::{Error, Result};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::objects::CatalogObject;
 use crate::schema::{self, StoredColumn};
 
 const FILE: &str = "catalog.json";
@@ -80,6 +81,8 @@ impl StoredTable {
 pub(crate) enum CatalogChange {
     CreateTable { table: StoredTable },
     DropTable { id: u32 },
+    PutObject { object: CatalogObject },
+    DropObject { kind: String, schema_name: String, name: String },
 }
 
 impl CatalogChange {
@@ -101,11 +104,13 @@ pub(crate) struct Checkpoint {
     pub(crate) lsn: u64,
     pub(crate) next_table_id: u32,
     pub(crate) tables: Vec<StoredTable>,
+    #[serde(default)]
+    pub(crate) objects: Vec<CatalogObject>,
 }
 
 impl Checkpoint {
-    pub(crate) fn new(lsn: u64, next_table_id: u32, tables: Vec<StoredTable>) -> Self {
-        Self { format_version: FORMAT_VERSION, lsn, next_table_id, tables }
+    pub(crate) fn new(lsn: u64, next_table_id: u32, tables: Vec<StoredTable>, objects: Vec<CatalogObject>) -> Self {
+        Self { format_version: FORMAT_VERSION, lsn, next_table_id, tables, objects }
     }
 
     /// Reads the checkpoint of `dir`; an empty one when there is none.
@@ -113,7 +118,7 @@ impl Checkpoint {
         let path = dir.join(FILE);
         let bytes = match std::fs::read(&path) {
             Ok(bytes) => bytes,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Self::new(0, 1, Vec::new())),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Self::new(0, 1, Vec::new(), Vec::new())),
             Err(error) => return Err(Error::io(path.display(), error)),
         };
         let checkpoint: Self = serde_json::from_slice(&bytes).map_err(|e| {

@@ -16,6 +16,7 @@ use crate::catalog::{CatalogChange, Checkpoint, StoredTable, TableDefinition};
 use crate::flush;
 use crate::lance_store::LanceStore;
 use crate::models::ModelStore;
+use crate::objects::{CatalogObject, ObjectKey};
 use crate::options::StorageOptions;
 use crate::schema::check_columns;
 use crate::table::{Limits, Table, TableShared};
@@ -45,7 +46,7 @@ pub(crate) struct Inner {
     closed: AtomicBool,
 }
 
-/// The tables, as the log has made them.
+/// The tables and other objects, as the log has made them.
 #[derive(Debug, Default)]
 pub(crate) struct Catalog {
     state: RwLock<CatalogState>,
@@ -56,6 +57,7 @@ pub(crate) struct Catalog {
 #[derive(Debug, Default)]
 struct CatalogState {
     tables: BTreeMap<(String, String), Arc<Table>>,
+    objects: BTreeMap<ObjectKey, CatalogObject>,
     next_table_id: u32,
     /// Position of the last change.
     lsn: u64,
@@ -80,7 +82,7 @@ impl Catalog {
                 return Ok(());
             }
             let tables = state.tables.values().map(|table| table.shared.stored.clone()).collect();
-            Checkpoint::new(state.lsn, state.next_table_id, tables)
+            Checkpoint::new(state.lsn, state.next_table_id, tables, state.objects.values().cloned().collect())
         };
         checkpoint.write(dir)?;
         self.state.write().checkpoint_lsn = checkpoint.lsn;
@@ -189,7 +191,16 @@ impl Database {
         Ok(true)
     }
 
-    async fn log_change(&self, change: &CatalogChange, edit: CatalogEdit) -> Result<()> {
+    /// Holds off other changes of the catalog.
+    pub(crate) async fn lock_catalog(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.inner.ddl.lock().await
+    }
+
+    pub(crate) fn with_objects<T>(&self, read: impl FnOnce(&BTreeMap<ObjectKey, CatalogObject>) -> T) -> T {
+        read(&self.inner.catalog.state.read().objects)
+    }
+
+    pub(crate) async fn log_change(&self, change: &CatalogChange, edit: CatalogEdit) -> Result<()> {
         let frame = Frame::ddl(change.encode()?)?;
         let effect = CatalogEffect { catalog: Arc::clone(&self.inner.catalog), edit };
         let done = self.inner.log.submit(vec![frame], Box::new(effect)).await?;
@@ -231,9 +242,11 @@ impl Inner {
     }
 }
 
-enum CatalogEdit {
+pub(crate) enum CatalogEdit {
     Create(Arc<Table>),
     Drop(Arc<Table>),
+    PutObject(CatalogObject),
+    DropObject(ObjectKey),
 }
 
 struct CatalogEffect {
@@ -259,6 +272,8 @@ impl Effect for CatalogEffect {
                 table.shared.dir.dropped.store(true, Ordering::Release);
                 table.shared.flushed.notify_waiters();
             }
+            CatalogEdit::PutObject(object) => drop(state.objects.insert(object.key(), object)),
+            CatalogEdit::DropObject(key) => drop(state.objects.remove(&key)),
         }
     }
 }
@@ -317,6 +332,7 @@ fn recover_catalog(
         lsn: checkpoint.lsn,
         checkpoint_lsn: checkpoint.lsn,
         tables: BTreeMap::new(),
+        objects: checkpoint.objects.into_iter().map(|object| (object.key(), object)).collect(),
     };
     let mut tables: HashMap<u32, StoredTable> = checkpoint.tables.into_iter().map(|t| (t.id, t)).collect();
     replay(disk, log_dir, |frames| {
@@ -329,6 +345,10 @@ fn recover_catalog(
                     tables.insert(table.id, table);
                 }
                 CatalogChange::DropTable { id } => drop(tables.remove(&id)),
+                CatalogChange::PutObject { object } => drop(state.objects.insert(object.key(), object)),
+                CatalogChange::DropObject { kind, schema_name, name } => {
+                    state.objects.remove(&(kind, schema_name, name));
+                }
             }
         }
         Ok(())

@@ -1,12 +1,9 @@
 //! AI calls in SQL on the real engine with tiny networks, counted on the way.
 
-use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use arrow::array::{Array, AsArray, Int64Array, RecordBatch, RecordBatchOptions, StringArray};
-use arrow::buffer::Buffer;
 use arrow::datatypes::{DataType, Float32Type};
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
@@ -15,43 +12,14 @@ use hypr_common::model::{ModelMetadata, ModelSource, ModelTables};
 use hypr_common::principal::Principal;
 use hypr_common::{Error, ErrorKind, Result};
 use hypr_inference::api::{EmbedRequest, GenerateRequest, Generation, Inference, Prompt, Task, Token};
-use hypr_inference::{EngineHandle, EngineOptions, EngineService, engine, import};
+use hypr_inference::{EngineHandle, EngineOptions, EngineService, engine};
 use hypr_query::{AiOptions, Outcome, QueryEngine, QueryOptions, Session};
 use hypr_storage::{Database, StorageOptions};
 use parking_lot::Mutex;
-use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
 use crate::harness::{collect, lines};
-
-/// Words `w0` to `w63`, a token each; every other word is `w0`.
-fn tokenizer() -> Buffer {
-    let vocab: Map<String, Value> = (0..64).map(|id| (format!("w{id}"), id.into())).collect();
-    let json = json!({
-        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
-        "pre_tokenizer": {"type": "WhitespaceSplit"}, "post_processor": null,
-        "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": false},
-        "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "w0"},
-    });
-    Buffer::from_vec(json.to_string().into_bytes())
-}
-
-/// A network with random weights from the engine's own fixtures.
-fn tiny(network: &str, id: &str) -> ModelTables {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../hypr-inference/tests/fixtures").join(network);
-    let read = |name: &str| std::fs::read(dir.join(name)).unwrap();
-    let mut config: Value = serde_json::from_slice(&read("config.json")).unwrap();
-    if network != "tiny-bert" {
-        config["max_position_embeddings"] = 256.into();
-        config["eos_token_id"] = Value::Null;
-    }
-    let files = BTreeMap::from([
-        ("config.json".to_owned(), Buffer::from_vec(config.to_string().into_bytes())),
-        ("model.safetensors".to_owned(), Buffer::from_vec(read("model.safetensors"))),
-        ("tokenizer.json".to_owned(), tokenizer()),
-    ]);
-    import::safetensors(&files, id).unwrap()
-}
+use crate::tiny::tiny;
 
 #[derive(Debug)]
 struct Models(Vec<Arc<ModelTables>>);

@@ -2,9 +2,11 @@
 #![allow(clippy::unwrap_used)]
 
 mod ai;
+mod docs;
 mod harness;
 mod ingest;
 mod limits;
 mod models;
 mod prepared;
 mod slt;
+mod tiny;

@@ -6,6 +6,7 @@
 mod faults;
 mod flushes;
 mod model;
+mod objects;
 mod support;
 mod types;
 mod writes;

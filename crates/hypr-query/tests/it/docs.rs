@@ -1,0 +1,120 @@
+//! The pages under `docs/sql` are scripts: what they show is what happens.
+//!
+//! A page has a database of its own with two tiny models, `tiny_llama` and `tiny_bert`. The statements of each
+//! fenced `sql` block run one after another; they end with `;` at the end of a line. When a `text` block
+//! follows, it is what the last statement answers: a table, `n rows affected`, or `error: ` and a part of the
+//! message. A block that shows what cannot run here is fenced as `sql no-run`.
+
+use std::path::{Path, PathBuf};
+
+use arrow::util::pretty::pretty_format_batches;
+use hypr_query::Outcome;
+
+use crate::harness::{Fixture, collect};
+use crate::tiny::tiny;
+
+/// A `sql` block and the `text` block that follows it.
+struct Example {
+    line: usize,
+    sql: String,
+    expected: Option<String>,
+}
+
+fn examples(page: &str) -> Vec<Example> {
+    let mut found: Vec<Example> = Vec::new();
+    let mut lines = page.lines().enumerate();
+    let mut follows = false;
+    while let Some((index, line)) = lines.next() {
+        let Some(fence) = line.strip_prefix("```") else {
+            follows &= line.trim().is_empty();
+            continue;
+        };
+        let block = lines.by_ref().map(|(_, line)| line).take_while(|line| *line != "```");
+        let block = block.collect::<Vec<_>>().join("\n");
+        match fence {
+            "sql" => found.push(Example { line: index + 1, sql: block, expected: None }),
+            "text" if follows => found.last_mut().unwrap().expected = Some(block),
+            _ => {}
+        }
+        follows = fence == "sql";
+    }
+    found
+}
+
+fn statements(sql: &str) -> Vec<String> {
+    let mut found = vec![String::new()];
+    for line in sql.lines() {
+        let last = found.last_mut().unwrap();
+        last.push_str(line);
+        last.push('\n');
+        if line.trim_end().ends_with(';') {
+            found.push(String::new());
+        }
+    }
+    found.retain(|statement| !statement.trim().is_empty());
+    found
+}
+
+async fn answer(fixture: &Fixture, sql: &str) -> Result<String, String> {
+    match fixture.run(sql).await.map_err(|error| error.to_string())? {
+        Outcome::Affected(1) => Ok("1 row affected".to_owned()),
+        Outcome::Affected(rows) => Ok(format!("{rows} rows affected")),
+        rows => {
+            let batch = collect(rows).await.map_err(|error| error.to_string())?;
+            Ok(pretty_format_batches(&[batch]).unwrap().to_string())
+        }
+    }
+}
+
+/// What is wrong with an example, if anything.
+async fn check(fixture: &Fixture, example: &Example) -> Option<String> {
+    let statements = statements(&example.sql);
+    let (last, before) = statements.split_last()?;
+    for statement in before {
+        if let Err(error) = answer(fixture, statement).await {
+            return Some(format!("{statement}fails: {error}"));
+        }
+    }
+    match (answer(fixture, last).await, example.expected.as_deref()) {
+        (Err(error), Some(expected)) => {
+            let part = expected.strip_prefix("error: ").map(str::trim_end);
+            (!part.is_some_and(|part| error.contains(part))).then(|| format!("{last}fails: {error}"))
+        }
+        (Err(error), None) => Some(format!("{last}fails: {error}")),
+        (Ok(actual), Some(expected)) if actual != expected.trim_end() => Some(format!("{last}answers\n{actual}")),
+        (Ok(_), _) => None,
+    }
+}
+
+fn pages() -> Vec<PathBuf> {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/sql");
+    let mut pages: Vec<PathBuf> = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect();
+    pages.retain(|path| path.extension().is_some_and(|extension| extension == "md"));
+    pages.sort();
+    pages
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_example_gives_what_its_page_says() {
+    let only = std::env::var("DOCS_PAGE").ok();
+    let mut failures = Vec::new();
+    let mut shown = 0;
+    for path in pages() {
+        if only.as_ref().is_some_and(|only| path.file_stem().is_none_or(|stem| stem != only.as_str())) {
+            continue;
+        }
+        let fixture = Fixture::new().await;
+        for (network, id) in [("tiny-llama", "tiny_llama"), ("tiny-bert", "tiny_bert")] {
+            fixture.database.models().publish(&tiny(network, id)).unwrap();
+        }
+        for example in examples(&std::fs::read_to_string(&path).unwrap()) {
+            shown += usize::from(example.expected.is_some());
+            if let Some(failure) = check(&fixture, &example).await {
+                failures.push(format!("{}:{}\n{failure}", path.display(), example.line));
+            }
+        }
+        fixture.database.close().await.unwrap();
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n\n"));
+    assert!(shown > 0, "no example says what it answers");
+}
