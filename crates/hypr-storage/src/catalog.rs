@@ -118,7 +118,9 @@ impl Checkpoint {
         let path = dir.join(FILE);
         let bytes = match std::fs::read(&path) {
             Ok(bytes) => bytes,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Self::new(0, 1, Vec::new(), Vec::new())),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Ok(Self::new(0, 1, Vec::new(), Vec::new()));
+            }
             Err(error) => return Err(Error::io(path.display(), error)),
         };
         let checkpoint: Self = serde_json::from_slice(&bytes).map_err(|e| {

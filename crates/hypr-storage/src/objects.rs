@@ -79,11 +79,8 @@ impl Database {
             return Err(Error::not_found(message));
         };
         let (kind, schema_name, name) = object.key();
-        let change = CatalogChange::DropObject {
-            kind: kind.clone(),
-            schema_name: schema_name.clone(),
-            name: name.clone(),
-        };
+        let change =
+            CatalogChange::DropObject { kind: kind.clone(), schema_name: schema_name.clone(), name: name.clone() };
         self.log_change(&change, CatalogEdit::DropObject((kind, schema_name, name))).await?;
         Ok(true)
     }
