@@ -25,10 +25,12 @@ mod lance_store;
 pub mod models;
 mod objects;
 mod options;
+mod row_feed;
 mod scan;
 mod schema;
 mod table;
 mod tail;
+mod text;
 mod validate;
 pub mod wal;
 
@@ -40,6 +42,7 @@ pub use objects::{CatalogObject, Replace};
 pub use options::{FlushHook, FlushStep, StorageOptions};
 pub use scan::{ScanRequest, TableScanExec};
 pub use table::{Mutation, Table};
+pub use text::{TextIndexSize, TextMatches, TextOptions, TextSearch};
 
 /// The hidden column that numbers the rows of a table: `UInt64`, unique, never reused.
 pub const ROW_ID_COLUMN: &str = "_hypr_row_id";

@@ -17,9 +17,11 @@ use tokio::sync::{Notify, OwnedMutexGuard, OwnedRwLockReadGuard, RwLock};
 use crate::catalog::{StoredTable, TableDefinition};
 use crate::key_index::{KeyIndex, Reservation};
 use crate::lance_store::{Stamp, TableDir};
+use crate::row_feed::RowFeed;
 use crate::scan::{self, ScanRequest};
 use crate::schema::with_row_id;
 use crate::tail::{Snapshot, Tail, TailBatch};
+use crate::text::{self, TextCaches, TextIndexSize, TextMatches, TextOptions, TextSearch};
 use crate::validate::conform;
 use crate::wal::frame::{FRAME_TARGET_BYTES, Frame};
 use crate::wal::writer::{Effect, Log, Touched, closed};
@@ -49,6 +51,9 @@ pub(crate) struct TableShared {
     pub(crate) flushed: Notify,
     /// Why the last flush failed.
     pub(crate) flush_error: Mutex<Option<(ErrorKind, String)>>,
+    /// Tells caches of rows what commits change.
+    pub(crate) feed: RowFeed,
+    pub(crate) text: TextCaches,
 }
 
 impl TableShared {
@@ -71,12 +76,15 @@ impl TableShared {
             dropped: AtomicBool::new(false),
             flushed: Notify::new(),
             flush_error: Mutex::default(),
+            feed: RowFeed::default(),
+            text: TextCaches::default(),
         }
     }
 
     /// Starts from what Lance holds (recovery).
     pub(crate) fn reset(&self, dataset: Option<lance::Dataset>, stamp: Stamp) {
         *self.tail.lock() = Tail::new(dataset.map(Arc::new), stamp.lsn);
+        self.feed.lose();
         self.next_row_id.store(stamp.next_row_id, Ordering::Release);
         self.publish();
     }
@@ -105,6 +113,7 @@ impl TableShared {
     pub(crate) fn apply(&self, added: Vec<TailBatch>, removed: Vec<u64>, first_lsn: u64, lsn: u64) {
         let now_us = self.clock.now_us();
         let mut tail = self.tail.lock();
+        self.feed.push(&added, &removed);
         if !removed.is_empty() {
             tail.push_dead(removed, first_lsn, lsn, now_us);
         }
@@ -207,6 +216,27 @@ impl Table {
         filter: &datafusion::logical_expr::Expr,
     ) -> datafusion::logical_expr::TableProviderFilterPushDown {
         scan::supports_filter(&self.shared.definition.columns, filter)
+    }
+
+    /// The rows of a column that match a text query best, by BM25. Sees every commit that returned before.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a query that means nothing, `NotFound` for an unknown column.
+    pub async fn text_search(&self, request: TextSearch) -> Result<TextMatches> {
+        text::search(&self.shared, request).await
+    }
+
+    /// Builds the text index of a column, if it is not there, and says how large it is.
+    ///
+    /// # Errors
+    /// As for [`Table::text_search`].
+    pub async fn build_text_index(&self, column: &str, options: &TextOptions) -> Result<TextIndexSize> {
+        text::build(&self.shared, column, options).await
+    }
+
+    /// Frees the text index of a column; a later search builds it again.
+    pub fn forget_text_index(&self, column: &str) {
+        text::forget(&self.shared, column);
     }
 
     fn conform_all(&self, batches: &[RecordBatch]) -> Result<Vec<RecordBatch>> {

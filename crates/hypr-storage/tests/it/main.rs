@@ -8,5 +8,6 @@ mod flushes;
 mod model;
 mod objects;
 mod support;
+mod text;
 mod types;
 mod writes;
