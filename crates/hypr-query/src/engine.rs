@@ -17,7 +17,8 @@ use hypr_storage::Database;
 use crate::catalog::Catalog;
 use crate::dialect::operators::JsonOperators;
 use crate::dialect::types::HyprTypePlanner;
-use crate::{AiOptions, CATALOG, DEFAULT_SCHEMA, Session, TableInfo, ai, error, functions};
+use crate::extensions::HyprQueryPlanner;
+use crate::{AiOptions, CATALOG, DEFAULT_SCHEMA, Session, TableInfo, ai, error, functions, series};
 
 /// How many of the largest memory consumers an out-of-memory error names.
 const NAMED_CONSUMERS: usize = 3;
@@ -128,11 +129,17 @@ fn session_state(catalog: &Catalog, inference: &Arc<dyn Inference>, options: &Qu
         .with_type_planner(Arc::new(HyprTypePlanner));
     // Before the planner of the JSON crate, whose `->` gives a union that clients cannot read.
     builder.expr_planners().get_or_insert_default().insert(0, Arc::new(JsonOperators));
+    let planner = HyprQueryPlanner::new(vec![
+        ai::extension_planner(Arc::clone(inference), options.ai.clone()),
+        series::extension_planner(),
+    ]);
+    let builder = series::install(builder).with_query_planner(Arc::new(planner));
     let mut state = ai::install(builder, Arc::clone(inference), options.ai.clone()).build();
     datafusion_functions_json::register_all(&mut state).map_err(error::from_datafusion)?;
     for function in functions::all() {
         state.register_udf(function).map_err(error::from_datafusion)?;
     }
+    series::register(&mut state).map_err(error::from_datafusion)?;
     Ok(state)
 }
 

@@ -77,15 +77,13 @@ fn process_entropy() -> u64 {
     RandomState::new().build_hasher().finish()
 }
 
-/// Adds AI calls to a session: the functions, the rules and the planner of their node. Rules are added after
-/// those `builder` has; the builder's query planner is replaced (see [`extension_planner`] to keep another).
+/// Adds AI calls to a session: the functions and the rules, after those `builder` has. The session's query planner
+/// needs [`extension_planner`].
 pub fn install(builder: SessionStateBuilder, inference: Arc<dyn Inference>, options: AiOptions) -> SessionStateBuilder {
     let options = Arc::new(options);
-    let planner = planner::AiQueryPlanner::new(Arc::clone(&inference), Arc::clone(&options));
     let mut builder = builder
         .with_analyzer_rule(Arc::new(hoist::HoistAiCalls::new(Arc::clone(&inference), Arc::clone(&options))))
-        .with_optimizer_rule(Arc::new(tidy::TidyGenerate))
-        .with_query_planner(Arc::new(planner));
+        .with_optimizer_rule(Arc::new(tidy::TidyGenerate));
     // The rows of USING CONTEXT keep the order of its query.
     if let Some(config) = builder.config() {
         config.options_mut().sql_parser.enable_subquery_sort_elimination = false;
@@ -97,7 +95,7 @@ pub fn install(builder: SessionStateBuilder, inference: Arc<dyn Inference>, opti
     builder
 }
 
-/// The planner of [`install`]'s plan nodes, for a query planner that has others as well.
+/// The planner of [`install`]'s plan nodes.
 pub fn extension_planner(inference: Arc<dyn Inference>, options: AiOptions) -> Arc<dyn ExtensionPlanner + Send + Sync> {
     Arc::new(planner::AiExtensionPlanner::new(inference, Arc::new(options)))
 }

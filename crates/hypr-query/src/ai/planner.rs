@@ -1,12 +1,10 @@
 //! From logical to physical: [`GenerateNode`] and [`ContextNode`].
 
-use std::fmt;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use datafusion::common::{Result, internal_err};
 use datafusion::execution::SessionState;
-use datafusion::execution::context::QueryPlanner;
 use datafusion::logical_expr::{LogicalPlan, UserDefinedLogicalNode};
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_planner::{DefaultPhysicalPlanner, ExtensionPlanner, PhysicalPlanner};
@@ -92,35 +90,5 @@ impl ExtensionPlanner for AiExtensionPlanner {
             return Ok(Some(Arc::new(ContextExec::new(query, node.max_bytes))));
         }
         generate.map(|node| self.generate(planner, node, input, session_state)).transpose()
-    }
-}
-
-/// DataFusion's planner with [`AiExtensionPlanner`].
-pub(super) struct AiQueryPlanner {
-    extension: AiExtensionPlanner,
-}
-
-impl AiQueryPlanner {
-    pub fn new(inference: Arc<dyn Inference>, options: Arc<AiOptions>) -> Self {
-        Self { extension: AiExtensionPlanner::new(inference, options) }
-    }
-}
-
-impl fmt::Debug for AiQueryPlanner {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("AiQueryPlanner")
-    }
-}
-
-#[async_trait]
-impl QueryPlanner for AiQueryPlanner {
-    async fn create_physical_plan(
-        &self,
-        logical_plan: &LogicalPlan,
-        session_state: &SessionState,
-    ) -> Result<Arc<dyn ExecutionPlan>> {
-        DefaultPhysicalPlanner::with_extension_planners(vec![Arc::new(self.extension.clone())])
-            .create_physical_plan(logical_plan, session_state)
-            .await
     }
 }
