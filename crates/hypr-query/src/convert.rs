@@ -9,6 +9,7 @@ use arrow_schema::{DataType, Field, SchemaRef};
 use hypr_common::{Error, Result, types};
 
 use crate::functions::vector::{VectorColumn, is_vector_like};
+use crate::rules::Rules;
 
 const STRICT: CastOptions<'static> =
     CastOptions { safe: false, format_options: arrow_cast::display::FormatOptions::new() };
@@ -99,11 +100,16 @@ pub(crate) fn batch(batch: &RecordBatch, schema: &SchemaRef) -> Result<RecordBat
     build(schema, columns, batch.num_rows())
 }
 
-/// Casts the columns of `batch`, by name, to `schema`; columns that `batch` lacks become NULL.
+/// Casts the columns of `batch`, by name, to `schema`; columns that `batch` lacks get what `rules` says.
 ///
 /// # Errors
 /// `InvalidInput` for a column that `schema` lacks.
-pub(crate) fn batch_by_name(batch: &RecordBatch, schema: &SchemaRef, table: &str) -> Result<RecordBatch> {
+pub(crate) fn batch_by_name(
+    batch: &RecordBatch,
+    schema: &SchemaRef,
+    table: &str,
+    rules: &Rules,
+) -> Result<RecordBatch> {
     for field in batch.schema_ref().fields() {
         if schema.index_of(field.name()).is_err() {
             let names = schema.fields().iter().map(|field| field.name().as_str());
@@ -120,7 +126,7 @@ pub(crate) fn batch_by_name(batch: &RecordBatch, schema: &SchemaRef, table: &str
         .iter()
         .map(|field| match batch.column_by_name(field.name()) {
             Some(array) => column(array, field),
-            None => Ok(new_null_array(field.data_type(), rows)),
+            None => rules.value(field, rows),
         })
         .collect::<Result<Vec<_>>>()?;
     build(schema, columns, rows)

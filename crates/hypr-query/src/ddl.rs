@@ -2,13 +2,15 @@
 
 use std::sync::Arc;
 
-use arrow_schema::Schema;
+use arrow_array::{Array, RecordBatch};
+use arrow_schema::{Schema, SchemaRef};
 use datafusion::sql::parser::Statement;
 use datafusion::sql::sqlparser::ast::Statement as Sql;
 use hypr_common::{Error, Result};
-use hypr_storage::TableDefinition;
+use hypr_storage::{Constraints, TableDefinition};
 
 use crate::dialect::ddl::{CreateTable, apply_primary_key};
+use crate::rules::Rules;
 use crate::{Outcome, Session, TableRef, convert, ingest};
 
 /// Schemas that hold no tables of users.
@@ -21,7 +23,7 @@ pub(crate) async fn create_table(session: &Session, create: &CreateTable) -> Res
         return built_in.check_declaration(create).map(|()| Outcome::Affected(0));
     }
     let Some(query) = &create.query else {
-        let definition = definition(create, create.columns.clone())?;
+        let definition = definition(session, create, create.columns.clone())?;
         session.engine().database().create_table(definition, create.if_not_exists).await?;
         return Ok(Outcome::Affected(0));
     };
@@ -31,7 +33,7 @@ pub(crate) async fn create_table(session: &Session, create: &CreateTable) -> Res
     let schema = crate::shape::result_schema(&state, &plan)?;
     let mut columns = ingest::table_columns(&schema)?;
     apply_primary_key(&mut columns, &create.primary_key)?;
-    let definition = definition(create, columns)?;
+    let definition = definition(session, create, columns)?;
     let database = session.engine().database();
     let batches = session.collect(&state, &plan).await?;
     if !database.create_table(definition, create.if_not_exists).await? {
@@ -53,18 +55,36 @@ pub(crate) async fn create_table(session: &Session, create: &CreateTable) -> Res
     }
 }
 
-fn definition(create: &CreateTable, columns: Vec<arrow_schema::Field>) -> Result<TableDefinition> {
+fn definition(session: &Session, create: &CreateTable, columns: Vec<arrow_schema::Field>) -> Result<TableDefinition> {
     let schema_name = create.table.schema_name().to_owned();
     if RESERVED_SCHEMAS.contains(&schema_name.as_str()) {
         return Err(Error::invalid(format!("schema \"{schema_name}\" is reserved; use another")));
     }
+    let columns = Arc::new(Schema::new(columns));
+    let mut options = create.options.clone();
+    check_rules(session, &create.table.name, &columns, &create.constraints)?;
+    create.constraints.store(&mut options)?;
     Ok(TableDefinition {
         schema_name,
         name: create.table.name.clone(),
-        columns: Arc::new(Schema::new(columns)),
+        columns,
         primary_key: create.primary_key.clone(),
-        options: create.options.clone(),
+        options,
     })
+}
+
+/// Refuses defaults that do not fit their columns and checks that are no conditions.
+pub(crate) fn check_rules(session: &Session, table: &str, columns: &SchemaRef, rules: &Constraints) -> Result<()> {
+    let state = session.statement_state();
+    let ready = Rules::new(session, &state, table, columns, rules)?;
+    for column in rules.defaults.keys() {
+        let field = columns.field_with_name(column)?;
+        let value = ready.value(field, 1)?;
+        if !field.is_nullable() && value.is_null(0) {
+            return Err(Error::invalid(format!("column \"{column}\" is NOT NULL and its default is NULL")));
+        }
+    }
+    ready.check(&[RecordBatch::new_empty(Arc::clone(columns))])
 }
 
 /// Drops tables, in order.

@@ -11,25 +11,29 @@ use hypr_common::{Error, ErrorKind, Result, types};
 use hypr_storage::{Database, Table, TableDefinition};
 
 use crate::catalog::Catalog;
-use crate::{IngestMode, TableRef, convert, error};
+use crate::rules::Rules;
+use crate::{IngestMode, Session, TableRef, convert, error};
 
 /// The most bytes of one commit.
 const COMMIT_BYTES: usize = 64 << 20;
 
 /// See [`crate::Session::ingest`].
 pub(crate) async fn run(
-    database: &Database,
-    catalog: &Catalog,
+    session: &Session,
     table: &TableRef,
     mode: IngestMode,
     mut batches: SendableRecordBatchStream,
 ) -> Result<u64> {
+    let (database, catalog) = (session.engine().database(), session.catalog());
     let target = open_target(database, catalog, table, mode, &batches.schema()).await?;
     let schema = target.schema();
+    let rules = Rules::of(session, &session.statement_state(), &target)?;
     let (mut rows, mut pending, mut pending_bytes) = (0, Vec::new(), 0);
     while let Some(batch) = batches.next().await {
         let batch = batch.map_err(error::from_datafusion)?;
-        for piece in pieces(&convert::batch_by_name(&batch, &schema, &table.name)?) {
+        let batch = convert::batch_by_name(&batch, &schema, &table.name, &rules)?;
+        rules.check(std::slice::from_ref(&batch))?;
+        for piece in pieces(&batch) {
             let bytes = piece.get_array_memory_size();
             if pending_bytes + bytes > COMMIT_BYTES && !pending.is_empty() {
                 rows += target.insert(std::mem::take(&mut pending)).await?;

@@ -23,6 +23,7 @@ mod ingest;
 mod models;
 mod planner;
 mod prepared;
+mod rules;
 mod series;
 mod session;
 mod shape;

@@ -15,14 +15,25 @@ use datafusion::logical_expr::{
     AggregateUDF, Expr, HigherOrderUDF, LogicalPlan, ScalarUDF, Statement as PlannedStatement, TableSource, WindowUDF,
 };
 use datafusion::optimizer::simplify_expressions::ExprSimplifier;
+use datafusion::physical_expr::create_physical_expr;
+use datafusion::physical_plan::PhysicalExpr;
 use datafusion::sql::parser::Statement;
-use datafusion::sql::planner::{ParserOptions, SqlToRel};
-use datafusion::sql::sqlparser::ast::{DataType as SqlType, Ident, ObjectName, Statement as Sql};
+use datafusion::sql::planner::{ParserOptions, PlannerContext, SqlToRel};
+use datafusion::sql::sqlparser::ast::{DataType as SqlType, Expr as SqlExpr, Ident, ObjectName, Statement as Sql};
 use hypr_common::{Error, Result};
 
-use crate::catalog::{Catalog, StoredTable};
+use crate::catalog::Catalog;
 use crate::dialect::types::HyprTypePlanner;
 use crate::{CATALOG, DEFAULT_SCHEMA, TableRef, error};
+
+/// What names mean in one statement beside the catalog.
+#[derive(Default)]
+pub(crate) struct Overlay {
+    /// Relations, before those of the catalog.
+    pub sources: HashMap<TableRef, Arc<dyn TableSource>>,
+    /// The types that [`column_type_name`] stands for.
+    pub columns: Vec<FieldRef>,
+}
 
 /// Plans statements for one session.
 pub(crate) struct Planner<'a> {
@@ -31,16 +42,15 @@ pub(crate) struct Planner<'a> {
 }
 
 impl Planner<'_> {
-    /// Plans `statement`. `row_ids_of` is the table that `UPDATE` and `DELETE` change: it gets its row ids as
-    /// a column. `parameters` are the types of `$1`, `$2`, .. where they are known.
+    /// Plans `statement`. `parameters` are the types of `$1`, `$2`, .. where they are known.
     pub(crate) async fn plan(
         &self,
         statement: Statement,
-        row_ids_of: Option<&TableRef>,
+        overlay: Option<&Overlay>,
         parameters: &[FieldRef],
     ) -> Result<LogicalPlan> {
         let statement = with_parameter_types(statement, parameters.len());
-        let context = self.resolve(&statement, row_ids_of, parameters).await?;
+        let context = self.resolve(&statement, overlay, parameters).await?;
         let plan = SqlToRel::new_with_options(&context, parser_options())
             .statement_to_plan(statement)
             .map_err(error::from_datafusion)?;
@@ -55,7 +65,7 @@ impl Planner<'_> {
     async fn resolve(
         &self,
         statement: &Statement,
-        row_ids_of: Option<&TableRef>,
+        overlay: Option<&Overlay>,
         parameters: &[FieldRef],
     ) -> Result<Context<'_>> {
         let references = self.state.resolve_table_references(statement).map_err(error::from_datafusion)?;
@@ -65,16 +75,40 @@ impl Planner<'_> {
             if tables.contains_key(&table) {
                 continue;
             }
-            let source = if row_ids_of == Some(&table) {
-                Some(provider_as_source(Arc::new(StoredTable::with_row_id(self.catalog.stored(&table)?))))
-            } else {
-                self.source(&reference).await?
+            let source = match overlay.and_then(|overlay| overlay.sources.get(&table)) {
+                Some(source) => Some(Arc::clone(source)),
+                None => self.source(&reference).await?,
             };
             if let Some(source) = source {
                 tables.insert(table, source);
             }
         }
-        Ok(Context { state: self.state, catalog: self.catalog, tables, types: Arc::new(Types(parameters.to_vec())) })
+        let columns = overlay.map_or_else(Vec::new, |overlay| overlay.columns.clone());
+        let types = Arc::new(Types { parameters: parameters.to_vec(), columns });
+        Ok(Context { state: self.state, catalog: self.catalog, tables, types })
+    }
+
+    /// An expression over the columns of `schema`, ready to run.
+    ///
+    /// # Errors
+    /// `InvalidInput` for an expression that does not fit, or that asks tables.
+    pub(crate) fn expression(&self, sql: SqlExpr, schema: &DFSchema) -> Result<Arc<dyn PhysicalExpr>> {
+        let types = Arc::new(Types { parameters: Vec::new(), columns: Vec::new() });
+        let context = Context { state: self.state, catalog: self.catalog, tables: HashMap::new(), types };
+        let expr = SqlToRel::new_with_options(&context, parser_options())
+            .sql_to_expr(sql, schema, &mut PlannerContext::new())
+            .map_err(error::from_datafusion)?;
+        let simplify = SimplifyContext::builder()
+            .with_schema(Arc::new(schema.clone()))
+            .with_config_options(Arc::clone(self.state.config_options()))
+            .with_query_execution_start_time(self.state.execution_props().query_execution_start_time)
+            .build();
+        let simplifier = ExprSimplifier::new(simplify);
+        simplifier
+            .coerce(expr, schema)
+            .and_then(|expr| simplifier.simplify(expr))
+            .and_then(|expr| create_physical_expr(&expr, schema, self.state.execution_props()))
+            .map_err(error::from_datafusion)
     }
 
     async fn source(&self, reference: &TableReference) -> Result<Option<Arc<dyn TableSource>>> {
@@ -121,18 +155,33 @@ fn parameter_type_name(index: usize) -> SqlType {
     SqlType::Custom(name, vec![index.to_string()])
 }
 
-/// Resolves the types of parameters beside those of the dialect.
+const COLUMN_TYPE: &str = "hyprstream column";
+
+/// The type of column `index` of [`Overlay::columns`], for casts in queries of ours.
+pub(crate) fn column_type_name(index: usize) -> SqlType {
+    SqlType::Custom(ObjectName::from(vec![Ident::with_quote('"', COLUMN_TYPE)]), vec![index.to_string()])
+}
+
+/// Resolves the types of parameters and columns beside those of the dialect.
 #[derive(Debug)]
-struct Types(Vec<FieldRef>);
+struct Types {
+    parameters: Vec<FieldRef>,
+    columns: Vec<FieldRef>,
+}
 
 impl TypePlanner for Types {
     fn plan_type_field(&self, sql_type: &SqlType) -> DfResult<Option<FieldRef>> {
         if let SqlType::Custom(name, modifiers) = sql_type
             && let [part] = name.0.as_slice()
-            && part.as_ident().is_some_and(|ident| ident.value == PARAMETER_TYPE)
+            && let Some(ident) = part.as_ident()
+            && let Some(known) = match ident.value.as_str() {
+                PARAMETER_TYPE => Some(&self.parameters),
+                COLUMN_TYPE => Some(&self.columns),
+                _ => None,
+            }
         {
             let index = modifiers.first().and_then(|index| index.parse::<usize>().ok());
-            return Ok(index.and_then(|index| self.0.get(index)).cloned());
+            return Ok(index.and_then(|index| known.get(index)).cloned());
         }
         HyprTypePlanner.plan_type_field(sql_type)
     }

@@ -8,12 +8,11 @@ use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::common::{ParamValues, ScalarValue};
 use datafusion::logical_expr::{Expr as PlanExpr, ExprSchemable, LogicalPlan};
 use datafusion::sql::parser::Statement;
-use datafusion::sql::sqlparser::ast::{
-    Expr, FromTable, Insert, ObjectName, SetExpr, Statement as Sql, TableFactor, TableObject, TableWithJoins, Value,
-};
+use datafusion::sql::sqlparser::ast::{ObjectName, Statement as Sql, TableFactor, TableWithJoins};
 use hypr_common::{Error, Result};
 
 use crate::dialect::ddl::{self, CreateTable};
+use crate::dml::Change;
 use crate::{DEFAULT_SCHEMA, StatementKind, TableRef, error, functions};
 
 /// A parsed statement, what it does and what it takes.
@@ -29,51 +28,9 @@ pub(crate) struct PreparedPlan {
 #[derive(Clone, Debug)]
 pub(crate) enum Action {
     Query,
-    Insert { table: TableRef, source: InsertSource, width: InsertWidth },
-    Update(TableRef),
-    Delete(TableRef),
-    Truncate { tables: Vec<TableRef>, if_exists: bool },
+    Change(Box<Change>),
     CreateTable(Box<CreateTable>),
     DropTable { tables: Vec<TableRef>, if_exists: bool },
-}
-
-/// Where the rows of an `INSERT` come from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum InsertSource {
-    /// `VALUES ($1, $2, ..)` and nothing else: the parameter batch is the rows. `parameters[i]` is the
-    /// parameter, from 0, for `columns[i]`; with no columns, for the table's columns in order.
-    Parameters { columns: Vec<String>, parameters: Vec<usize> },
-    /// One row of `VALUES` with other expressions.
-    OneRow,
-    /// A query, or several rows.
-    Query,
-}
-
-/// How many columns an `INSERT` names and how many values its first row has.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct InsertWidth {
-    pub columns: usize,
-    pub values: Option<usize>,
-}
-
-impl InsertWidth {
-    /// # Errors
-    /// When the values are more or fewer than the columns they are for.
-    pub(crate) fn check(self, table: &TableRef, table_columns: usize) -> Result<()> {
-        let Some(values) = self.values else {
-            return Ok(());
-        };
-        match self.columns {
-            0 if values != table_columns => {
-                Err(Error::invalid(format!("table \"{table}\" has {table_columns} columns and VALUES has {values}")))
-            }
-            0 => Ok(()),
-            columns if values != columns => {
-                Err(Error::invalid(format!("the statement names {columns} columns and VALUES has {values}")))
-            }
-            _ => Ok(()),
-        }
-    }
 }
 
 impl Action {
@@ -81,26 +38,10 @@ impl Action {
         let Statement::Statement(sql) = statement else {
             return Ok(Self::Query);
         };
+        if let Some(change) = Change::of(sql)? {
+            return Ok(Self::Change(Box::new(change)));
+        }
         Ok(match sql.as_ref() {
-            Sql::Insert(insert) => Self::Insert {
-                table: insert_target(insert)?,
-                source: insert_source(insert)?,
-                width: InsertWidth { columns: insert.columns.len(), values: values_width(insert) },
-            },
-            Sql::Update(update) => Self::Update(target(&update.table)?),
-            Sql::Delete(delete) => {
-                let (FromTable::WithFromKeyword(from) | FromTable::WithoutKeyword(from)) = &delete.from;
-                match from.as_slice() {
-                    [only] if only.joins.is_empty() && delete.using.is_none() => Self::Delete(target(only)?),
-                    _ => {
-                        return Err(Error::unsupported("DELETE takes one table; use WHERE .. IN (SELECT ..) for more"));
-                    }
-                }
-            }
-            Sql::Truncate(truncate) => Self::Truncate {
-                tables: truncate.table_names.iter().map(|table| qualified(&table.name)).collect::<Result<_>>()?,
-                if_exists: truncate.if_exists,
-            },
             Sql::CreateTable(create) => {
                 let mut create = CreateTable::from_ast(create.clone())?;
                 create.table.schema.get_or_insert_with(|| DEFAULT_SCHEMA.to_owned());
@@ -116,87 +57,40 @@ impl Action {
     pub(crate) fn kind(&self) -> StatementKind {
         match self {
             Action::Query => StatementKind::Query,
-            Action::Insert { .. } | Action::Update(_) | Action::Delete(_) | Action::Truncate { .. } => {
-                StatementKind::Update
-            }
+            Action::Change(change) => change.kind(),
             Action::CreateTable(create) if create.query.is_some() => StatementKind::Update,
             Action::CreateTable(_) | Action::DropTable { .. } => StatementKind::Ddl,
         }
     }
 }
 
-fn qualified(name: &ObjectName) -> Result<TableRef> {
+/// A name with its schema.
+pub(crate) fn qualified(name: &ObjectName) -> Result<TableRef> {
     let mut table = ddl::table_ref(name)?;
     table.schema.get_or_insert_with(|| DEFAULT_SCHEMA.to_owned());
     Ok(table)
 }
 
-fn target(table: &TableWithJoins) -> Result<TableRef> {
+/// The only table of a list of one.
+pub(crate) fn target(table: &TableWithJoins) -> Result<TableRef> {
     match &table.relation {
         TableFactor::Table { name, .. } if table.joins.is_empty() => qualified(name),
         _ => Err(Error::invalid("only a table can be changed")),
     }
 }
 
-fn insert_target(insert: &Insert) -> Result<TableRef> {
-    if insert.overwrite || insert.replace_into || insert.or.is_some() || insert.ignore {
-        return Err(Error::unsupported("INSERT OVERWRITE, OR REPLACE and IGNORE are not available yet"));
-    }
-    if insert.on.is_some() {
-        return Err(Error::unsupported("ON CONFLICT is not available yet"));
-    }
-    if insert.returning.is_some() {
-        return Err(Error::unsupported("RETURNING is not available yet"));
-    }
-    match &insert.table {
-        TableObject::TableName(name) => qualified(name),
-        _ => Err(Error::invalid("INSERT INTO takes a table's name")),
-    }
-}
-
-fn insert_source(insert: &Insert) -> Result<InsertSource> {
-    let Some(query) = &insert.source else {
-        return Err(Error::invalid("INSERT needs VALUES or a query"));
-    };
-    let SetExpr::Values(values) = query.body.as_ref() else {
-        return Ok(InsertSource::Query);
-    };
-    let [row] = values.rows.as_slice() else {
-        return Ok(InsertSource::Query);
-    };
-    let parameters: Option<Vec<usize>> = row.content.iter().map(parameter_index).collect();
-    let columns: Option<Vec<String>> = insert
-        .columns
-        .iter()
-        .map(|name| match name.0.as_slice() {
-            [part] => part.as_ident().map(ddl::normalize),
-            _ => None,
-        })
-        .collect();
-    match (parameters, columns) {
-        (Some(parameters), Some(columns)) if columns.is_empty() || columns.len() == parameters.len() => {
-            Ok(InsertSource::Parameters { columns, parameters })
+/// The parameters of a statement of several plans.
+pub(crate) fn parameters_of_all(plans: &[LogicalPlan]) -> Result<Vec<Option<FieldRef>>> {
+    let mut all: Vec<Option<FieldRef>> = Vec::new();
+    for plan in plans {
+        for (index, parameter) in parameters_of(plan)?.into_iter().enumerate() {
+            if all.len() <= index {
+                all.resize(index + 1, None);
+            }
+            all[index] = all[index].take().or(parameter);
         }
-        _ => Ok(InsertSource::OneRow),
     }
-}
-
-fn values_width(insert: &Insert) -> Option<usize> {
-    match insert.source.as_ref()?.body.as_ref() {
-        SetExpr::Values(values) => values.rows.first().map(|row| row.content.len()),
-        _ => None,
-    }
-}
-
-/// The index, from 0, of a bare `$n`.
-fn parameter_index(expr: &Expr) -> Option<usize> {
-    match expr {
-        Expr::Value(value) => match &value.value {
-            Value::Placeholder(name) => name.strip_prefix('$')?.parse::<usize>().ok()?.checked_sub(1),
-            _ => None,
-        },
-        _ => None,
-    }
+    Ok(all)
 }
 
 /// The parameters of a plan, with the types that planning inferred.

@@ -10,15 +10,16 @@ use datafusion::execution::{FunctionRegistry, SendableRecordBatchStream, Session
 use datafusion::logical_expr::LogicalPlan;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{collect, execute_stream};
+use datafusion::sql::parser::Statement;
 use futures::{StreamExt, stream};
 use hypr_common::principal::Principal;
 use hypr_common::{Error, Result, types};
 use hypr_inference::api::Task;
 
 use crate::catalog::Catalog;
-use crate::planner::Planner;
+use crate::planner::{Overlay, Planner};
 use crate::prepared::{self, Action, PreparedPlan};
-use crate::{Outcome, Prepared, QueryEngine, StatementKind, dialect, dml, error, functions, ingest, shape};
+use crate::{Outcome, Prepared, QueryEngine, dialect, error, functions, ingest, shape};
 
 /// What one client runs statements with. Cheap to clone; statements of one session may run at once.
 #[derive(Clone)]
@@ -63,33 +64,27 @@ impl Session {
         let action = Action::of(&statement)?;
         let mut plan = PreparedPlan { statement, action, parameters: Vec::new() };
         let mut result_schema: SchemaRef = Arc::new(Schema::empty());
-        if let Some(logical) = self.plan_of(&plan).await? {
-            plan.parameters = prepared::parameters_of(&logical)?;
-            if plan.action.kind() == StatementKind::Query {
+        match &plan.action {
+            Action::Query => {
+                let logical = self.planner(&self.state).plan((*plan.statement).clone(), None, &[]).await?;
+                plan.parameters = prepared::parameters_of(&logical)?;
                 result_schema = shape::result_schema(&self.state, &logical)?;
             }
+            Action::Change(change) => {
+                let (plans, returned) = change.plans(self).await?;
+                plan.parameters = prepared::parameters_of_all(&plans)?;
+                result_schema = returned.unwrap_or(result_schema);
+            }
+            Action::CreateTable(_) | Action::DropTable { .. } => {}
         }
         Ok(Prepared {
             sql: sql.to_owned(),
             kind: plan.action.kind(),
+            changes_data: !matches!(plan.action, Action::Query),
             result_schema,
             parameter_schema: prepared::parameter_schema(&plan.parameters),
             plan,
         })
-    }
-
-    /// The logical plan of statements that have one.
-    async fn plan_of(&self, plan: &PreparedPlan) -> Result<Option<LogicalPlan>> {
-        let target = match &plan.action {
-            Action::Query => None,
-            Action::Insert { table, width, .. } => {
-                width.check(table, self.catalog().stored(table)?.schema().fields().len())?;
-                None
-            }
-            Action::Update(table) | Action::Delete(table) => Some(table),
-            Action::Truncate { .. } | Action::CreateTable(_) | Action::DropTable { .. } => return Ok(None),
-        };
-        self.planner(&self.state).plan((*plan.statement).clone(), target, &[]).await.map(Some)
     }
 
     /// Runs one statement that takes no parameters. A closing semicolon is fine.
@@ -129,19 +124,13 @@ impl Session {
         mode: crate::IngestMode,
         batches: SendableRecordBatchStream,
     ) -> Result<u64> {
-        ingest::run(self.engine.database(), self.catalog(), &table, mode, batches).await
+        ingest::run(self, &table, mode, batches).await
     }
 
     async fn run(&self, plan: &PreparedPlan, params: &RecordBatch) -> Result<Outcome> {
         match &plan.action {
             Action::Query => self.run_query(plan, params).await.map(Outcome::Rows),
-            Action::Insert { table, source, width } => {
-                width.check(table, self.catalog().stored(table)?.schema().fields().len())?;
-                dml::insert(self, plan, table, source, params).await
-            }
-            Action::Update(table) => dml::update(self, plan, table, params).await,
-            Action::Delete(table) => dml::delete(self, plan, table, params).await,
-            Action::Truncate { tables, if_exists } => dml::truncate(self, tables, *if_exists).await,
+            Action::Change(change) => change.run(self, plan, params).await,
             Action::CreateTable(create) => crate::ddl::create_table(self, create).await,
             Action::DropTable { tables, if_exists } => crate::ddl::drop_tables(self, tables, *if_exists).await,
         }
@@ -168,21 +157,32 @@ impl Session {
         Ok(Box::pin(RecordBatchStreamAdapter::new(schema, stream::iter(streams).flatten())))
     }
 
-    /// The plan of a statement with row `row` of the parameters in it.
+    /// The plan of a prepared query with row `row` of the parameters in it.
     pub(crate) async fn bound_plan(
         &self,
         state: &SessionState,
         plan: &PreparedPlan,
-        row_ids_of: Option<&crate::TableRef>,
+        overlay: Option<&Overlay>,
+        params: &RecordBatch,
+        row: usize,
+    ) -> Result<LogicalPlan> {
+        self.bound(state, (*plan.statement).clone(), plan, overlay, params, row).await
+    }
+
+    /// The plan of `statement`, which is a part of what `plan` prepared, with row `row` of the parameters in it.
+    pub(crate) async fn bound(
+        &self,
+        state: &SessionState,
+        statement: Statement,
+        plan: &PreparedPlan,
+        overlay: Option<&Overlay>,
         params: &RecordBatch,
         row: usize,
     ) -> Result<LogicalPlan> {
         let types = prepared::bound_types(&plan.parameters, params);
-        let statement = (*plan.statement).clone();
-        let logical = self.planner(state).plan(statement, row_ids_of, &types).await?;
+        let logical = self.planner(state).plan(statement, overlay, &types).await?;
         if types.is_empty() {
-            let taken = prepared::parameters_of(&logical)?.len();
-            prepared::check_count(taken, params)?;
+            prepared::check_count(prepared::parameters_of(&logical)?.len(), params)?;
         }
         prepared::bind(logical, &types, params, row)
     }

@@ -45,6 +45,13 @@ pub(crate) fn conform(stream: SendableRecordBatchStream, schema: SchemaRef) -> S
     Box::pin(RecordBatchStreamAdapter::new(schema, batches))
 }
 
+/// Batches at hand as a result with the columns of `schema`.
+pub(crate) fn rows(batches: Vec<RecordBatch>, schema: SchemaRef) -> Result<SendableRecordBatchStream> {
+    let batches = batches.iter().map(|batch| conform_batch(batch, &schema)).collect::<DfResult<Vec<_>>>();
+    let batches = batches.map_err(error::from_datafusion)?;
+    Ok(Box::pin(RecordBatchStreamAdapter::new(schema, futures::stream::iter(batches.into_iter().map(Ok)))))
+}
+
 fn conform_batch(batch: &RecordBatch, schema: &SchemaRef) -> DfResult<RecordBatch> {
     if batch.num_columns() != schema.fields().len() {
         return Err(DataFusionError::Internal("a result has another number of columns than planned".to_owned()));

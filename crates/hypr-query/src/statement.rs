@@ -23,6 +23,9 @@ pub struct Prepared {
     pub sql: String,
     /// What running it does.
     pub kind: StatementKind,
+    /// True when running it changes rows or the catalog, also where it returns rows (`RETURNING`): it must then
+    /// run once, however often its result is asked for.
+    pub changes_data: bool,
     /// Columns of the result; empty unless `kind` is [`StatementKind::Query`].
     pub result_schema: SchemaRef,
     /// One field a parameter, in order, named `$1`, `$2`, ..; text where the type cannot be inferred, in

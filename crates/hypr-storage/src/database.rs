@@ -13,12 +13,13 @@ use tokio::sync::Notify;
 use uuid::Uuid;
 
 use crate::catalog::{CatalogChange, Checkpoint, StoredTable, TableDefinition};
+use crate::constraints::Constraints;
 use crate::flush;
 use crate::lance_store::LanceStore;
 use crate::models::ModelStore;
 use crate::objects::{CatalogObject, ObjectKey};
 use crate::options::StorageOptions;
-use crate::schema::check_columns;
+use crate::schema::{check_columns, check_key};
 use crate::table::{Limits, Table, TableShared};
 use crate::tail::TailBatch;
 use crate::wal::disk::LogDisk;
@@ -162,11 +163,14 @@ impl Database {
             return Err(Error::new(ErrorKind::AlreadyExists, message));
         }
         check_columns(&name, &definition.columns, &definition.primary_key)?;
+        for unique in &Constraints::of(&definition)?.unique {
+            check_key(&name, &definition.columns, "UNIQUE", &unique.columns)?;
+        }
         let id = inner.catalog.state.read().next_table_id;
         let stored = StoredTable::new(id, Uuid::now_v7(), &definition)?;
         let change = CatalogChange::CreateTable { table: stored.clone() };
         let dir = table_dir(&inner.dir, &stored);
-        let shared = Arc::new(TableShared::new(stored, dir, Arc::clone(&inner.options.clock)));
+        let shared = Arc::new(TableShared::new(stored, dir, Arc::clone(&inner.options.clock))?);
         let table = Table::new(shared, Arc::clone(&inner.log), Arc::clone(&inner.flush_wanted), limits(&inner.options));
         self.log_change(&change, CatalogEdit::Create(Arc::new(table))).await?;
         Ok(true)
@@ -366,7 +370,7 @@ async fn open_tables(
     for (id, stored) in stored {
         let table_dir = table_dir(dir, &stored);
         let opened = lance.open(&table_dir).await?;
-        let shared = TableShared::new(stored, table_dir, Arc::clone(&options.clock));
+        let shared = TableShared::new(stored, table_dir, Arc::clone(&options.clock))?;
         if let Some((dataset, stamp)) = opened {
             shared.reset(Some(dataset), stamp);
         }

@@ -18,10 +18,12 @@
 //! Deliberately absent: SQL planning (only filter and projection pushdown), and any network.
 
 mod catalog;
+mod constraints;
 mod database;
 mod flush;
 mod key_index;
 mod lance_store;
+mod lookup;
 pub mod models;
 mod objects;
 mod options;
@@ -31,10 +33,12 @@ mod schema;
 mod table;
 mod tail;
 mod text;
+mod upsert;
 mod validate;
 pub mod wal;
 
 pub use catalog::TableDefinition;
+pub use constraints::{CONSTRAINTS_OPTION, Check, Constraints, Unique};
 pub use database::Database;
 pub use lance_store::{NEXT_ROW_ID_KEY, POSITION_KEY};
 pub use models::ModelStore;
@@ -43,6 +47,7 @@ pub use options::{FlushHook, FlushStep, StorageOptions};
 pub use scan::{ScanRequest, TableScanExec};
 pub use table::{Mutation, Table};
 pub use text::{TextIndexSize, TextMatches, TextOptions, TextSearch};
+pub use upsert::{Conflict, ConflictTarget, Upsert};
 
 /// The hidden column that numbers the rows of a table: `UInt64`, unique, never reused.
 pub const ROW_ID_COLUMN: &str = "_hypr_row_id";

@@ -64,16 +64,57 @@ pub(crate) async fn plan(
         .into_iter()
         .filter(|filter| supports_filter(schema, filter) != TableProviderFilterPushDown::Unsupported)
         .collect();
-    let snapshot = table.snapshot();
     let limit = if pushed.is_empty() { request.limit } else { None };
+    plan_parts(
+        table,
+        table.snapshot(),
+        state,
+        Parts { projection, with_row_id: request.with_row_id, filters: pushed, limit, output },
+    )
+    .await
+}
+
+/// Plans a scan of `snapshot` for the rows that `filter`, which may be about the row id, lets through. The tail
+/// is not filtered.
+pub(crate) async fn plan_flushed(
+    table: &TableShared,
+    snapshot: Arc<Snapshot>,
+    state: &dyn datafusion::catalog::Session,
+    filter: Expr,
+) -> Result<Arc<dyn ExecutionPlan>> {
+    let projection = (0..table.definition.columns.fields().len()).collect();
+    let output = Arc::clone(&table.row_schema);
+    plan_parts(
+        table,
+        snapshot,
+        state,
+        Parts { projection, with_row_id: true, filters: vec![filter], limit: None, output },
+    )
+    .await
+}
+
+struct Parts {
+    projection: Vec<usize>,
+    with_row_id: bool,
+    filters: Vec<Expr>,
+    limit: Option<usize>,
+    output: SchemaRef,
+}
+
+async fn plan_parts(
+    table: &TableShared,
+    snapshot: Arc<Snapshot>,
+    state: &dyn datafusion::catalog::Session,
+    parts: Parts,
+) -> Result<Arc<dyn ExecutionPlan>> {
     let scan = Scan {
         table: table.definition.qualified_name(),
-        row_id_at: schema.fields().len(),
-        projection,
-        with_row_id: request.with_row_id,
-        output,
-        filters: pushed,
-        limit,
+        row_id_at: table.definition.columns.fields().len(),
+        projection: parts.projection,
+        with_row_id: parts.with_row_id,
+        output: parts.output,
+        filters: parts.filters,
+        limit: parts.limit,
         snapshot,
     };
     let partitions = state.config().target_partitions().max(1);

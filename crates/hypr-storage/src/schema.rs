@@ -273,15 +273,23 @@ pub(crate) fn check_columns(table: &str, schema: &Schema, primary_key: &[String]
             return Err(Error::invalid(format!("table {table} declares column {} twice", field.name())));
         }
     }
-    for key in primary_key {
-        let field = schema.field_with_name(key).map_err(|_| {
-            Error::invalid(format!("PRIMARY KEY names column {key}, which table {table} does not have"))
-        })?;
+    check_key(table, schema, "PRIMARY KEY", primary_key)
+}
+
+/// Checks the columns of a key; `what` names the clause.
+pub(crate) fn check_key(table: &str, schema: &Schema, what: &str, key: &[String]) -> Result<()> {
+    for (at, column) in key.iter().enumerate() {
+        let field = schema
+            .field_with_name(column)
+            .map_err(|_| Error::invalid(format!("{what} names column {column}, which table {table} does not have")))?;
         if field.data_type().is_nested() {
             return Err(Error::unsupported(format!(
-                "column {key} is {} and cannot be part of a PRIMARY KEY",
+                "column {column} is {} and cannot be part of a {what}",
                 sql_type_name(field)
             )));
+        }
+        if key[..at].contains(column) {
+            return Err(Error::invalid(format!("{what} names column {column} twice")));
         }
     }
     Ok(())

@@ -12,10 +12,11 @@ use futures::TryStreamExt;
 use hypr_common::clock::Clock;
 use hypr_common::{Error, ErrorKind, Result};
 use parking_lot::Mutex;
-use tokio::sync::{Notify, OwnedMutexGuard, OwnedRwLockReadGuard, RwLock};
+use tokio::sync::{Notify, OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 
 use crate::catalog::{StoredTable, TableDefinition};
-use crate::key_index::{KeyIndex, Reservation};
+use crate::constraints::Constraints;
+use crate::key_index::{Claims, KeyIndex, KeyKind, Reservation};
 use crate::lance_store::{Stamp, TableDir};
 use crate::row_feed::RowFeed;
 use crate::scan::{self, ScanRequest};
@@ -34,6 +35,7 @@ const INLINE_ENCODE_BYTES: usize = 256 << 10;
 pub(crate) struct TableShared {
     pub(crate) stored: StoredTable,
     pub(crate) definition: TableDefinition,
+    pub(crate) constraints: Constraints,
     /// The definition's columns and the row id.
     pub(crate) row_schema: SchemaRef,
     pub(crate) dir: Arc<TableDir>,
@@ -57,16 +59,20 @@ pub(crate) struct TableShared {
 }
 
 impl TableShared {
-    pub(crate) fn new(stored: StoredTable, dir: PathBuf, clock: Arc<dyn Clock>) -> Self {
+    /// # Errors
+    /// `Corrupted` for a definition that this crate did not write.
+    pub(crate) fn new(stored: StoredTable, dir: PathBuf, clock: Arc<dyn Clock>) -> Result<Self> {
         let definition = stored.definition();
+        let constraints = Constraints::of(&definition)?;
         let row_schema = with_row_id(&definition.columns);
         let dir = Arc::new(TableDir { path: dir, dropped: AtomicBool::new(false) });
         let tail = Tail::new(None, 0);
-        Self {
+        Ok(Self {
             snapshot: ArcSwap::from_pointee(tail.snapshot(&dir)),
             tail: Mutex::new(tail),
             stored,
             definition,
+            constraints,
             row_schema,
             dir,
             next_row_id: AtomicU64::new(0),
@@ -78,7 +84,7 @@ impl TableShared {
             flush_error: Mutex::default(),
             feed: RowFeed::default(),
             text: TextCaches::default(),
-        }
+        })
     }
 
     /// Starts from what Lance holds (recovery).
@@ -122,7 +128,7 @@ impl TableShared {
         }
     }
 
-    fn refuse_dropped(&self) -> Result<()> {
+    pub(crate) fn refuse_retired(&self) -> Result<()> {
         if self.dropped.load(Ordering::Acquire) {
             return Err(Error::not_found(format!("table {} was dropped", self.definition.qualified_name())));
         }
@@ -138,11 +144,17 @@ pub struct Table {
     /// Wakes the flush service.
     pub(crate) flush_wanted: Arc<Notify>,
     pub(crate) limits: Limits,
-    mutation: Arc<tokio::sync::Mutex<()>>,
-    /// `None` until the first writer that needs it. Writers hold it for reading until their commit is
-    /// applied, so that the index is built from a state without commits in flight.
-    keys: Arc<RwLock<Option<Arc<KeyIndex>>>>,
+    /// Held for writing by statements that find their rows by a scan, for reading by upserts.
+    pub(crate) mutation: Arc<RwLock<()>>,
+    /// `None` until the first writer. Writers hold it for reading until their commit is applied, so that the
+    /// indexes are built, and the table is altered, in a state without commits in flight.
+    pub(crate) keys: Arc<RwLock<Option<KeyIndexes>>>,
 }
+
+/// That of the primary key, if any, and one for each `UNIQUE` constraint.
+pub(crate) type KeyIndexes = Arc<[Arc<KeyIndex>]>;
+/// A writer's hold on the key indexes.
+pub(crate) type KeyGuard = OwnedRwLockReadGuard<Option<KeyIndexes>>;
 
 /// When writers wake the flush, and when they wait for it.
 #[derive(Clone, Copy, Debug)]
@@ -167,6 +179,11 @@ impl Table {
         Arc::clone(&self.shared.definition.columns)
     }
 
+    /// What it demands of rows beyond their types and the primary key.
+    pub fn constraints(&self) -> &Constraints {
+        &self.shared.constraints
+    }
+
     /// Rows, as far as that is known without reading data.
     pub fn approximate_rows(&self) -> Option<usize> {
         Some(self.shared.snapshot().rows().0)
@@ -179,7 +196,7 @@ impl Table {
     /// `InvalidInput` names the column and row that do not fit, `AlreadyExists` the duplicate key,
     /// `ResourceExhausted` a full disk; then nothing is stored.
     pub async fn insert(&self, batches: Vec<RecordBatch>) -> Result<u64> {
-        self.shared.refuse_dropped()?;
+        self.shared.refuse_retired()?;
         let batches = self.conform_all(&batches)?;
         if batches.is_empty() {
             return Ok(0);
@@ -194,7 +211,7 @@ impl Table {
     /// Waits for its turn to change rows of this table; other mutations wait until the returned one is
     /// used or dropped. Inserts go on meanwhile.
     pub async fn begin_mutation(&self) -> Mutation {
-        let guard = Arc::clone(&self.mutation).lock_owned().await;
+        let guard = Arc::clone(&self.mutation).write_owned().await;
         Mutation { table: self.clone(), guard }
     }
 
@@ -239,7 +256,7 @@ impl Table {
         text::forget(&self.shared, column);
     }
 
-    fn conform_all(&self, batches: &[RecordBatch]) -> Result<Vec<RecordBatch>> {
+    pub(crate) fn conform_all(&self, batches: &[RecordBatch]) -> Result<Vec<RecordBatch>> {
         let mut rows = 0;
         let mut conformed = Vec::with_capacity(batches.len());
         for batch in batches.iter().filter(|batch| batch.num_rows() > 0) {
@@ -250,7 +267,7 @@ impl Table {
     }
 
     /// Back-pressure: writers wait while the tail is at its limit.
-    async fn wait_for_room(&self) -> Result<()> {
+    pub(crate) async fn wait_for_room(&self) -> Result<()> {
         loop {
             let flushed = self.shared.flushed.notified();
             let full = self.shared.tail.lock().unflushed().bytes >= self.limits.tail_limit_bytes;
@@ -259,7 +276,7 @@ impl Table {
             }
             self.flush_wanted.notify_one();
             flushed.await;
-            self.shared.refuse_dropped()?;
+            self.shared.refuse_retired()?;
             if let Some((kind, why)) = self.shared.flush_error.lock().as_ref() {
                 return Err(Error::new(
                     *kind,
@@ -274,9 +291,25 @@ impl Table {
 
     /// Numbers rows, encodes frames and takes keys. `removed` (ascending) are rows the same commit deletes.
     async fn stage(&self, batches: Vec<RecordBatch>, removed: Vec<u64>) -> Result<Change> {
+        let keys = self.key_guard().await?;
+        self.stage_claimed(batches, removed, keys, Vec::new()).await
+    }
+
+    /// As [`stage`](Self::stage), with keys that were taken before.
+    pub(crate) async fn stage_claimed(
+        &self,
+        batches: Vec<RecordBatch>,
+        removed: Vec<u64>,
+        keys: KeyGuard,
+        mut claims: Vec<Claims>,
+    ) -> Result<Change> {
         let rows: usize = batches.iter().map(RecordBatch::num_rows).sum();
         let first_row_id = self.shared.next_row_id.fetch_add(rows as u64, Ordering::AcqRel);
-        let (keys, reservation) = self.reserve(&batches, first_row_id, &removed).await?;
+        let mut reservations = Vec::new();
+        for index in keys.iter().flat_map(|indexes| indexes.iter()) {
+            let claimed = claims.iter_mut().find(|claims| Arc::ptr_eq(claims.index(), index));
+            reservations.push(index.reserve(&batches, first_row_id, &removed, claimed)?);
+        }
         let shared = Arc::clone(&self.shared);
         let bytes: usize = batches.iter().map(RecordBatch::get_array_memory_size).sum();
         let encode = move || encode(&shared, &batches, first_row_id, &removed).map(|e| (e, removed));
@@ -285,35 +318,48 @@ impl Table {
         } else {
             tokio::task::spawn_blocking(encode).await.map_err(|_| closed())??
         };
-        Ok(Change { rows: rows as u64, frames, added, removed, keys, reservation })
+        Ok(Change { rows: rows as u64, frames, added, removed, keys, reservations })
     }
 
-    async fn reserve(
-        &self,
-        batches: &[RecordBatch],
-        first_row_id: u64,
-        removed: &[u64],
-    ) -> Result<(Option<KeyGuard>, Option<Reservation>)> {
-        if self.shared.definition.primary_key.is_empty() {
-            return Ok((None, None));
-        }
+    /// A writer's hold on the key indexes, which are built if need be.
+    pub(crate) async fn key_guard(&self) -> Result<KeyGuard> {
         loop {
             let guard = Arc::clone(&self.keys).read_owned().await;
-            if let Some(index) = guard.as_ref() {
-                let reservation = index.reserve(batches, first_row_id, removed)?;
-                return Ok((Some(guard), Some(reservation)));
+            self.shared.refuse_retired()?;
+            if guard.is_some() {
+                return Ok(guard);
             }
             drop(guard);
             let mut keys = self.keys.write().await;
             if keys.is_none() {
-                *keys = Some(self.build_index().await?);
+                *keys = Some(self.build_indexes().await?);
             }
         }
     }
 
-    async fn build_index(&self) -> Result<Arc<KeyIndex>> {
+    pub(crate) fn refuse_retired(&self) -> Result<()> {
+        self.shared.refuse_retired()
+    }
+
+    /// The indexes of the table as it is now.
+    ///
+    /// # Errors
+    /// `AlreadyExists` when rows share a key that is to be unique.
+    pub(crate) async fn build_indexes(&self) -> Result<KeyIndexes> {
         let definition = &self.shared.definition;
-        let index = KeyIndex::new(definition.qualified_name(), &definition.columns, &definition.primary_key)?;
+        let mut indexes = Vec::new();
+        if !definition.primary_key.is_empty() {
+            indexes.push(self.build_index(KeyKind::Primary, &definition.primary_key).await?);
+        }
+        for unique in &self.shared.constraints.unique {
+            indexes.push(self.build_index(KeyKind::Unique(unique.name.clone()), &unique.columns).await?);
+        }
+        Ok(indexes.into())
+    }
+
+    pub(crate) async fn build_index(&self, kind: KeyKind, key: &[String]) -> Result<Arc<KeyIndex>> {
+        let definition = &self.shared.definition;
+        let index = KeyIndex::new(definition.qualified_name(), kind, &definition.columns, key)?;
         let context = SessionContext::new();
         let request = ScanRequest { projection: Some(index.positions()), with_row_id: true, ..ScanRequest::default() };
         let plan = scan::plan(&self.shared, &context.state(), request).await?;
@@ -325,14 +371,15 @@ impl Table {
         Ok(Arc::new(index))
     }
 
-    async fn commit(&self, change: Change, mutation: Option<OwnedMutexGuard<()>>) -> Result<()> {
+    /// Logs a staged change and waits until it is durable and applied.
+    pub(crate) async fn commit(&self, change: Change, turn: Option<Turn>) -> Result<()> {
         let effect = ChangeEffect {
             table: Arc::clone(&self.shared),
             added: change.added,
             removed: change.removed,
-            reservation: change.reservation,
+            reservations: change.reservations,
             keys: change.keys,
-            _mutation: mutation,
+            _turn: turn,
             flush_wanted: Arc::clone(&self.flush_wanted),
             limits: self.limits,
         };
@@ -346,7 +393,14 @@ impl Table {
 #[derive(Debug)]
 pub struct Mutation {
     table: Table,
-    guard: OwnedMutexGuard<()>,
+    guard: OwnedRwLockWriteGuard<()>,
+}
+
+/// What keeps statements apart that would work on the same rows, held until a commit is applied.
+#[derive(Debug)]
+pub(crate) enum Turn {
+    Mutation { _guard: OwnedRwLockWriteGuard<()> },
+    Upsert { _guard: OwnedRwLockReadGuard<()> },
 }
 
 impl Mutation {
@@ -364,7 +418,7 @@ impl Mutation {
     /// # Errors
     /// As for [`Table::insert`].
     pub async fn replace(self, mut row_ids: Vec<u64>, batches: Vec<RecordBatch>) -> Result<u64> {
-        self.table.shared.refuse_dropped()?;
+        self.table.shared.refuse_retired()?;
         row_ids.sort_unstable();
         row_ids.dedup();
         let batches = self.table.conform_all(&batches)?;
@@ -374,21 +428,19 @@ impl Mutation {
         self.table.wait_for_room().await?;
         let deleted = row_ids.len() as u64;
         let change = self.table.stage(batches, row_ids).await?;
-        self.table.commit(change, Some(self.guard)).await?;
+        self.table.commit(change, Some(Turn::Mutation { _guard: self.guard })).await?;
         Ok(deleted)
     }
 }
 
-type KeyGuard = OwnedRwLockReadGuard<Option<Arc<KeyIndex>>>;
-
 /// A change that is encoded and has its keys, ready for the log.
-struct Change {
+pub(crate) struct Change {
     rows: u64,
     frames: Vec<Frame>,
     added: Vec<TailBatch>,
     removed: Vec<u64>,
-    keys: Option<KeyGuard>,
-    reservation: Option<Reservation>,
+    keys: KeyGuard,
+    reservations: Vec<Reservation>,
 }
 
 type Encoded = (Vec<Frame>, Vec<TailBatch>);
@@ -417,25 +469,22 @@ struct ChangeEffect {
     table: Arc<TableShared>,
     added: Vec<TailBatch>,
     removed: Vec<u64>,
-    // Before `keys`: the reservation is released while the index cannot be rebuilt.
-    reservation: Option<Reservation>,
-    keys: Option<KeyGuard>,
-    _mutation: Option<OwnedMutexGuard<()>>,
+    // Before `keys`: reservations are released while the indexes cannot be rebuilt.
+    reservations: Vec<Reservation>,
+    keys: KeyGuard,
+    _turn: Option<Turn>,
     flush_wanted: Arc<Notify>,
     limits: Limits,
 }
 
 impl Effect for ChangeEffect {
     fn apply(self: Box<Self>, first_lsn: u64, lsn: u64, touched: &mut Touched) {
-        if let Some(reservation) = self.reservation {
-            reservation.confirm();
-        }
-        if !self.removed.is_empty()
-            && let Some(index) = self.keys.as_ref().and_then(|keys| keys.as_ref())
-        {
-            index.remove(&self.removed);
+        if !self.removed.is_empty() {
+            self.keys.iter().flat_map(|indexes| indexes.iter()).for_each(|index| index.remove(&self.removed));
         }
         self.table.apply(self.added, self.removed, first_lsn, lsn);
+        // After the rows are there: whoever waited for the keys reads them now.
+        self.reservations.into_iter().for_each(Reservation::confirm);
         touched.add(&self.table);
         let unflushed = self.table.tail.lock().unflushed();
         if unflushed.bytes >= self.limits.flush_bytes || unflushed.rows >= self.limits.flush_rows {

@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 
 use arrow_schema::Field;
 use datafusion::sql::sqlparser::ast::{
-    ColumnDef, ColumnOption, CreateTable as CreateTableAst, CreateTableOptions, Expr, Ident, IndexColumn, ObjectName,
-    Query, SqlOption, TableConstraint,
+    ColumnDef, ColumnOption, CreateTable as CreateTableAst, CreateTableOptions, Ident, ObjectName, Query, SqlOption,
+    TableConstraint,
 };
 use hypr_common::{Error, Result};
+use hypr_storage::{CONSTRAINTS_OPTION, Constraints};
 
-use super::types;
+use super::{constraints, types};
 use crate::{CATALOG, TableRef};
 
 /// What `CREATE TABLE` asks for.
@@ -19,6 +20,7 @@ pub(crate) struct CreateTable {
     pub if_not_exists: bool,
     pub columns: Vec<Field>,
     pub primary_key: Vec<String>,
+    pub constraints: Constraints,
     pub options: BTreeMap<String, String>,
     /// `AS SELECT ..`
     pub query: Option<Box<Query>>,
@@ -28,9 +30,10 @@ impl CreateTable {
     pub(crate) fn from_ast(ast: CreateTableAst) -> Result<Self> {
         refuse_unsupported(&ast)?;
         let mut columns: Vec<Field> = Vec::with_capacity(ast.columns.len());
-        let mut primary_key = Vec::new();
+        let (mut primary_key, mut constraints) = (Vec::new(), Constraints::default());
+        let name = table_ref(&ast.name)?.name;
         for definition in &ast.columns {
-            let (field, is_key) = column(definition)?;
+            let (field, is_key) = column(&name, definition, &mut constraints)?;
             if columns.iter().any(|other| other.name() == field.name()) {
                 return Err(Error::invalid(format!("column \"{}\" is declared twice", field.name())));
             }
@@ -43,7 +46,7 @@ impl CreateTable {
             return Err(Error::invalid("several columns say PRIMARY KEY; write PRIMARY KEY (a, b) after the columns"));
         }
         for constraint in &ast.constraints {
-            table_constraint(constraint, &mut primary_key)?;
+            table_constraint(&name, constraint, &mut primary_key, &mut constraints)?;
         }
         if ast.query.is_none() {
             if columns.is_empty() {
@@ -58,13 +61,15 @@ impl CreateTable {
             if_not_exists: ast.if_not_exists,
             columns,
             primary_key,
+            constraints,
             options: options(&ast.table_options)?,
             query: ast.query,
         })
     }
 }
 
-fn column(definition: &ColumnDef) -> Result<(Field, bool)> {
+/// A column, and whether it is the key. Its constraints join those of the table.
+pub(crate) fn column(table: &str, definition: &ColumnDef, constraints: &mut Constraints) -> Result<(Field, bool)> {
     let name = normalize(&definition.name);
     let type_name = definition.data_type.to_string().to_lowercase();
     if name == "timeseries" && type_name.starts_with("key") {
@@ -77,6 +82,18 @@ fn column(definition: &ColumnDef) -> Result<(Field, bool)> {
             ColumnOption::NotNull => nullable = false,
             ColumnOption::PrimaryKey(_) => (nullable, is_key) = (false, true),
             ColumnOption::Comment(_) => {}
+            ColumnOption::Default(expr) => {
+                constraints.defaults.insert(name.clone(), expr.to_string());
+            }
+            ColumnOption::Unique(_) => {
+                let named = option.name.as_ref().map(normalize);
+                constraints::unique(constraints, table, named, vec![name.clone()])?;
+            }
+            ColumnOption::Check(check) => {
+                let named = check.name.as_ref().or(option.name.as_ref()).map(normalize);
+                constraints::check(constraints, table, named, Some(&name), &check.expr)?;
+            }
+            ColumnOption::ForeignKey(_) => return Err(constraints::no_foreign_keys()),
             other => return Err(Error::unsupported(format!("column \"{name}\": {other} is not available yet"))),
         }
     }
@@ -85,19 +102,20 @@ fn column(definition: &ColumnDef) -> Result<(Field, bool)> {
     Ok((field, is_key))
 }
 
-fn table_constraint(constraint: &TableConstraint, primary_key: &mut Vec<String>) -> Result<()> {
+/// A constraint beside the columns.
+fn table_constraint(
+    table: &str,
+    constraint: &TableConstraint,
+    primary_key: &mut Vec<String>,
+    constraints: &mut Constraints,
+) -> Result<()> {
     let TableConstraint::PrimaryKey(key) = constraint else {
-        return Err(Error::unsupported(format!("{constraint} is not available yet")));
+        return constraints::of_table(constraints, table, constraint);
     };
     if !primary_key.is_empty() {
         return Err(Error::invalid("the table has two primary keys"));
     }
-    for IndexColumn { column, .. } in &key.columns {
-        match &column.expr {
-            Expr::Identifier(ident) => primary_key.push(normalize(ident)),
-            other => return Err(Error::invalid(format!("PRIMARY KEY takes column names, not {other}"))),
-        }
-    }
+    primary_key.extend(constraints::key_columns("PRIMARY KEY", &key.columns)?);
     Ok(())
 }
 
@@ -145,6 +163,9 @@ fn options(options: &CreateTableOptions) -> Result<BTreeMap<String, String>> {
         match option {
             SqlOption::KeyValue { key, value } => {
                 let text = value.to_string();
+                if normalize(key) == CONSTRAINTS_OPTION {
+                    return Err(Error::invalid("the option \"constraints\" is kept for UNIQUE, CHECK and DEFAULT"));
+                }
                 map.insert(normalize(key), text.trim_matches('\'').to_owned());
             }
             other => return Err(Error::invalid(format!("table option {other} is not of the form name = value"))),

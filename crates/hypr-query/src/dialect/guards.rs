@@ -27,6 +27,7 @@ fn check_sql(sql: &Sql) -> Result<()> {
         | Sql::Insert(_)
         | Sql::Update(_)
         | Sql::Delete(_)
+        | Sql::Merge(_)
         | Sql::CreateTable(_)
         | Sql::Truncate(_)
         | Sql::ShowTables { .. }
@@ -46,7 +47,6 @@ fn check_sql(sql: &Sql) -> Result<()> {
             "CREATE SCHEMA is not available; CREATE TABLE schema.table makes the schema with its first table"
         }
         Sql::AlterTable(_) => "ALTER TABLE is not available yet",
-        Sql::Merge(_) => "MERGE is not available yet",
         Sql::Copy { .. } => "COPY is not available yet",
         Sql::Set(_) => "SET is not available",
         Sql::Prepare { .. } | Sql::Execute { .. } | Sql::Deallocate { .. } => {

@@ -10,6 +10,7 @@
 //! Invariant: a rewrite is a file of its own with an `.slt` file of its own.
 
 mod assignments;
+pub(crate) mod constraints;
 pub(crate) mod ddl;
 pub(crate) mod guards;
 pub(crate) mod operators;
@@ -18,7 +19,10 @@ pub(crate) mod split;
 mod sql_dialect;
 pub(crate) mod types;
 
+use datafusion::common::DataFusionError;
 use datafusion::sql::parser::{DFParserBuilder, Statement};
+use datafusion::sql::sqlparser::ast::Expr;
+use datafusion::sql::sqlparser::parser::Parser;
 use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan, Tokenizer};
 use hypr_common::{Error, Result};
 
@@ -90,6 +94,37 @@ pub(crate) fn parse(sql: &str, names: &dyn Names) -> Result<Statement> {
             Err(Error::invalid(format!("the text has {} statements; send one statement at a time", more + 1)))
         }
     }
+}
+
+/// Parses a statement that we wrote, without the passes for what users write.
+///
+/// # Errors
+/// `InvalidInput` for text that is not one statement.
+pub(crate) fn parse_plain(sql: &str) -> Result<Statement> {
+    let dialect = HyprDialect::default();
+    let mut parser = DFParserBuilder::new(sql)
+        .with_dialect(&dialect)
+        .with_recursion_limit(RECURSION_LIMIT)
+        .build()
+        .map_err(error::from_datafusion)?;
+    let mut statements = parser.parse_statements().map_err(error::from_datafusion)?;
+    match (statements.pop_front(), statements.len()) {
+        (Some(statement), 0) => Ok(statement),
+        _ => Err(Error::invalid("one statement was expected")),
+    }
+}
+
+/// Parses an expression that the catalog keeps.
+///
+/// # Errors
+/// `InvalidInput` for text that is no expression.
+pub(crate) fn parse_expression(sql: &str) -> Result<Expr> {
+    let dialect = HyprDialect::default();
+    let refused = |error| error::from_datafusion(DataFusionError::SQL(Box::new(error), None));
+    let mut parser = Parser::new(&dialect).with_recursion_limit(RECURSION_LIMIT).try_with_sql(sql).map_err(refused)?;
+    let expr = parser.parse_expr().map_err(refused)?;
+    parser.expect_token(&Token::EOF).map_err(refused)?;
+    Ok(expr)
 }
 
 fn tokenize(dialect: &HyprDialect, sql: &str) -> Result<Vec<TokenWithSpan>> {

@@ -6,6 +6,7 @@ use std::any::TypeId;
 
 use datafusion::sql::sqlparser::ast::Statement;
 use datafusion::sql::sqlparser::dialect::{Dialect, GenericDialect, Precedence};
+use datafusion::sql::sqlparser::keywords::Keyword;
 use datafusion::sql::sqlparser::parser::{Parser, ParserError};
 use datafusion::sql::sqlparser::tokenizer::Token;
 
@@ -58,6 +59,15 @@ impl Dialect for HyprDialect {
             Token::Arrow | Token::LongArrow | Token::HashArrow | Token::HashLongArrow => Some(Ok(JSON_GET_PRECEDENCE)),
             _ => None,
         }
+    }
+
+    /// `INSERT INTO t SELECT 1 ON CONFLICT ..` does not call a column `on`.
+    fn is_column_alias(&self, keyword: &Keyword, parser: &mut Parser) -> bool {
+        *keyword != Keyword::ON && self.0.is_column_alias(keyword, parser)
+    }
+
+    fn supports_insert_table_alias(&self) -> bool {
+        true
     }
 
     as_generic!(

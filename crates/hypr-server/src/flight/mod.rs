@@ -8,6 +8,7 @@
 //! | `metadata` | catalogs, schemas, tables, table types, keys |
 //! | `info` | what the server can do: `SqlInfo` and XDBC types |
 //! | `cancel` | running queries, and stopping them from outside |
+//! | `once` | changes that return rows, and why they run once |
 //! | `results` | record batches to Flight messages of a bounded size |
 //!
 //! Invariants: a ticket of a plain statement carries its SQL, so `DoGet` needs nothing remembered; a query
@@ -19,6 +20,7 @@ mod cancel;
 mod info;
 mod ingest;
 mod metadata;
+mod once;
 mod prepared;
 mod results;
 mod service;
@@ -36,6 +38,7 @@ use hypr_query::{QueryEngine, Session};
 use tonic::{Response, Status};
 
 use cancel::RunningQueries;
+use once::OnceTickets;
 use prepared::PreparedStatements;
 
 /// What `DoGet` answers with.
@@ -48,6 +51,7 @@ pub struct HyprFlightSql {
     engine: Arc<QueryEngine>,
     prepared: PreparedStatements,
     running: RunningQueries,
+    once: OnceTickets,
     sql_info: SqlInfoData,
     xdbc_types: XdbcTypeInfoData,
 }
@@ -64,6 +68,7 @@ impl HyprFlightSql {
             engine,
             prepared: PreparedStatements::default(),
             running: RunningQueries::default(),
+            once: OnceTickets::default(),
         })
     }
 

@@ -7,8 +7,9 @@ use arrow_flight::sql::{CommandStatementQuery, CommandStatementUpdate, ProstMess
 use arrow_flight::{FlightDescriptor, FlightEndpoint, FlightInfo, Ticket};
 use arrow_schema::Schema;
 use bytes::Bytes;
+use futures::TryStreamExt;
 use hypr_common::{Error, Result};
-use hypr_query::{Outcome, Prepared, Session, StatementKind};
+use hypr_query::{Outcome, Prepared, Session, StatementKind, from_datafusion};
 use prost::Message;
 use tonic::{Response, Status};
 use uuid::Uuid;
@@ -85,9 +86,13 @@ impl HyprFlightSql {
             let info = info.try_with_schema(&Schema::empty())?.with_total_records(affected);
             return Ok(Response::new(info));
         }
+        let query_id = Uuid::now_v7();
+        if prepared.changes_data {
+            self.once.issue(query_id);
+        }
         let ticket = StatementTicket {
             sql: prepared.sql.clone(),
-            query_id: Bytes::copy_from_slice(Uuid::now_v7().as_bytes()),
+            query_id: Bytes::copy_from_slice(query_id.as_bytes()),
             prepared: handle,
         };
         let ticket = TicketStatementQuery { statement_handle: ticket.encode_to_vec().into() };
@@ -118,6 +123,9 @@ impl HyprFlightSql {
         if prepared.kind != StatementKind::Query {
             return Err(to_status(Error::invalid("this statement returns no rows; run it as an update")));
         }
+        if prepared.changes_data {
+            self.once.take(query_id).map_err(to_status)?;
+        }
         let running = self.running.enter(query_id);
         let cancelled = running.token();
         let started = tokio::select! {
@@ -139,13 +147,17 @@ impl HyprFlightSql {
     }
 }
 
-/// Runs a statement that has no result, once for each row of `parameters`.
+/// Runs a statement whose rows nobody wants, once for each row of `parameters`.
 pub(super) async fn run_update(session: &Session, prepared: &Prepared, parameters: &RecordBatch) -> Result<i64> {
-    if prepared.kind == StatementKind::Query {
+    if prepared.kind == StatementKind::Query && !prepared.changes_data {
         return Err(Error::invalid("this statement returns rows; run it as a query"));
     }
     match session.execute_prepared(prepared, parameters).await? {
         Outcome::Affected(rows) => Ok(i64::try_from(rows).unwrap_or(i64::MAX)),
-        Outcome::Rows(_) => Err(Error::internal("an update returned rows instead of a count")),
+        // The caller wants the count: `RETURNING` has a row for each row changed.
+        Outcome::Rows(rows) => {
+            let count = rows.try_fold(0, |count, batch| async move { Ok(count + batch.num_rows() as i64) }).await;
+            count.map_err(from_datafusion)
+        }
     }
 }
