@@ -18,7 +18,8 @@ pub struct Crate {
 const ALLOWED: &[(&str, &[&str])] = &[
     ("hypr-common", &[]),
     ("hypr-tensor", &["hypr-common"]),
-    ("hypr-storage", &["hypr-common", "hypr-tensor"]),
+    ("hypr-ann", &["hypr-common", "hypr-tensor"]),
+    ("hypr-storage", &["hypr-common", "hypr-tensor", "hypr-ann"]),
     ("hypr-inference", &["hypr-common", "hypr-tensor"]),
     ("hypr-query", &["hypr-common", "hypr-tensor", "hypr-storage", "hypr-inference"]),
     ("hypr-server", &["hypr-common", "hypr-tensor", "hypr-storage", "hypr-inference", "hypr-query"]),

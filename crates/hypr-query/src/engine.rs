@@ -18,7 +18,7 @@ use crate::catalog::Catalog;
 use crate::dialect::operators::JsonOperators;
 use crate::dialect::types::HyprTypePlanner;
 use crate::extensions::HyprQueryPlanner;
-use crate::{AiOptions, CATALOG, DEFAULT_SCHEMA, Session, TableInfo, ai, error, functions, series};
+use crate::{AiOptions, CATALOG, DEFAULT_SCHEMA, Session, TableInfo, ai, error, functions, series, vector_search};
 
 /// How many of the largest memory consumers an out-of-memory error names.
 const NAMED_CONSUMERS: usize = 3;
@@ -134,7 +134,8 @@ fn session_state(catalog: &Catalog, inference: &Arc<dyn Inference>, options: &Qu
         series::extension_planner(),
     ]);
     let builder = series::install(builder).with_query_planner(Arc::new(planner));
-    let mut state = ai::install(builder, Arc::clone(inference), options.ai.clone()).build();
+    let builder = ai::install(builder, Arc::clone(inference), options.ai.clone());
+    let mut state = vector_search::install(builder).build();
     datafusion_functions_json::register_all(&mut state).map_err(error::from_datafusion)?;
     for function in functions::all() {
         state.register_udf(function).map_err(error::from_datafusion)?;

@@ -28,6 +28,7 @@ mod series;
 mod session;
 mod shape;
 mod statement;
+mod vector_search;
 
 pub use ai::AiOptions;
 pub use dialect::split::{ScriptStatement, is_incomplete, split_statements};

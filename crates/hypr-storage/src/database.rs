@@ -287,6 +287,7 @@ fn limits(options: &StorageOptions) -> Limits {
         flush_bytes: options.flush_bytes,
         flush_rows: options.flush_rows,
         tail_limit_bytes: options.tail_limit_bytes,
+        index: options.index_limits(),
     }
 }
 

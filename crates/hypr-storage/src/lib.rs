@@ -17,6 +17,7 @@
 //! snapshot between two commits; every queue is bounded.
 //! Deliberately absent: SQL planning (only filter and projection pushdown), and any network.
 
+pub mod ann;
 mod catalog;
 mod constraints;
 mod database;
@@ -37,6 +38,7 @@ mod upsert;
 mod validate;
 pub mod wal;
 
+pub use ann::{NearestRequest, PinnedTable};
 pub use catalog::TableDefinition;
 pub use constraints::{CONSTRAINTS_OPTION, Check, Constraints, Unique};
 pub use database::Database;

@@ -9,6 +9,7 @@ use hypr_common::clock::{Clock, SystemClock};
 
 use lance_io::object_store::WrappingObjectStore;
 
+use crate::ann::IndexLimits;
 use crate::wal::disk::{FileDisk, LogDisk};
 
 /// Thresholds and injected services of a [`Database`](crate::Database). The defaults suit a server with a
@@ -38,6 +39,15 @@ pub struct StorageOptions {
     /// Flush and compact without being asked. Default true; off, only [`Database::flush`](crate::Database::flush)
     /// and [`Database::close`](crate::Database::close) flush, and writers of a full tail wait for those.
     pub background_flush: bool,
+    /// Rows from which on a vector column that is searched gets a graph; with fewer every row is compared.
+    /// Default 2,000.
+    pub vector_index_rows: usize,
+    /// Bytes of memory that the index of one vector column may take. Default 4 GiB.
+    pub vector_index_memory_bytes: usize,
+    /// Threads that build a vector index. Default 2, or 1 where there is one.
+    pub vector_index_threads: usize,
+    /// Build and keep vector indexes without being asked. Default true.
+    pub background_index: bool,
     /// Where the age of unflushed rows is read from.
     pub clock: Arc<dyn Clock>,
     /// Where log segments are written.
@@ -62,10 +72,25 @@ impl Default for StorageOptions {
             compaction_target_rows: 1_000_000,
             version_retention: Duration::from_secs(3600),
             background_flush: true,
+            vector_index_rows: 2000,
+            vector_index_memory_bytes: 4 << 30,
+            vector_index_threads: std::thread::available_parallelism().map_or(1, usize::from).min(2),
+            background_index: true,
             clock: Arc::new(SystemClock),
             disk: Arc::new(FileDisk),
             lance_wrapper: None,
             flush_hook: None,
+        }
+    }
+}
+
+impl StorageOptions {
+    pub(crate) fn index_limits(&self) -> IndexLimits {
+        IndexLimits {
+            graph_rows: self.vector_index_rows.max(1),
+            memory_bytes: self.vector_index_memory_bytes,
+            threads: self.vector_index_threads.max(1),
+            background: self.background_index,
         }
     }
 }

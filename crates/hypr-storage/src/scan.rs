@@ -52,6 +52,16 @@ pub(crate) async fn plan(
     state: &dyn datafusion::catalog::Session,
     request: ScanRequest,
 ) -> Result<Arc<dyn ExecutionPlan>> {
+    plan_snapshot(table, table.snapshot(), state.config().target_partitions(), request).await
+}
+
+/// Plans a scan of one snapshot of the table, in up to `partitions` partitions and one for the tail.
+pub(crate) async fn plan_snapshot(
+    table: &TableShared,
+    snapshot: Arc<Snapshot>,
+    partitions: usize,
+    request: ScanRequest,
+) -> Result<Arc<dyn ExecutionPlan>> {
     let schema = &table.definition.columns;
     let projection = request.projection.unwrap_or_else(|| (0..schema.fields().len()).collect());
     let mut fields = schema.project(&projection)?.fields().to_vec();
@@ -117,8 +127,7 @@ async fn plan_parts(
         limit: parts.limit,
         snapshot,
     };
-    let partitions = state.config().target_partitions().max(1);
-    let lance = scan.lance_partitions(partitions).await?;
+    let lance = scan.lance_partitions(partitions.max(1)).await?;
     Ok(Arc::new(TableScanExec::new(scan, lance)))
 }
 

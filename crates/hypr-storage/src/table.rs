@@ -14,6 +14,7 @@ use hypr_common::{Error, ErrorKind, Result};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 
+use crate::ann::{IndexLimits, VectorIndexes};
 use crate::catalog::{StoredTable, TableDefinition};
 use crate::constraints::Constraints;
 use crate::key_index::{Claims, KeyIndex, KeyKind, Reservation};
@@ -56,6 +57,8 @@ pub(crate) struct TableShared {
     /// Tells caches of rows what commits change.
     pub(crate) feed: RowFeed,
     pub(crate) text: TextCaches,
+    /// Nearest-neighbour indexes of its vector columns.
+    pub(crate) vectors: VectorIndexes,
 }
 
 impl TableShared {
@@ -84,6 +87,7 @@ impl TableShared {
             flush_error: Mutex::default(),
             feed: RowFeed::default(),
             text: TextCaches::default(),
+            vectors: VectorIndexes::default(),
         })
     }
 
@@ -91,6 +95,7 @@ impl TableShared {
     pub(crate) fn reset(&self, dataset: Option<lance::Dataset>, stamp: Stamp) {
         *self.tail.lock() = Tail::new(dataset.map(Arc::new), stamp.lsn);
         self.feed.lose();
+        self.vectors.clear();
         self.next_row_id.store(stamp.next_row_id, Ordering::Release);
         self.publish();
     }
@@ -120,6 +125,7 @@ impl TableShared {
         let now_us = self.clock.now_us();
         let mut tail = self.tail.lock();
         self.feed.push(&added, &removed);
+        self.vectors.applied(&added, &removed);
         if !removed.is_empty() {
             tail.push_dead(removed, first_lsn, lsn, now_us);
         }
@@ -162,6 +168,7 @@ pub(crate) struct Limits {
     pub(crate) flush_bytes: usize,
     pub(crate) flush_rows: usize,
     pub(crate) tail_limit_bytes: usize,
+    pub(crate) index: IndexLimits,
 }
 
 impl Table {

@@ -21,7 +21,9 @@ pub mod quant;
 mod weight;
 
 pub use dtype::DType;
-pub use kernels::{Attention, Kernels, KvRows, Level, Linear, Mask, RopeStyle, RopeTable, Scratch};
+pub use kernels::{
+    Attention, CODE_ZERO, Distances, Kernels, KvRows, Level, Linear, Mask, RopeStyle, RopeTable, Scratch,
+};
 pub use map::map_file;
 pub use pool::Pool;
 pub use weight::{Device, Piece, WeightArray};

@@ -44,6 +44,11 @@ impl StoredTable {
         Self { table, schema, constraints, with_row_id: false }
     }
 
+    /// The table, unless the scan has columns of its own.
+    pub(crate) fn plain_table(&self) -> Option<Arc<Table>> {
+        (!self.with_row_id).then(|| Arc::clone(&self.table))
+    }
+
     /// The same table with [`ROW_ID_COLUMN`] as its last column: what `UPDATE` and `DELETE` plan against.
     pub(crate) fn with_row_id(table: Arc<Table>) -> Self {
         let mut provider = Self::new(table);

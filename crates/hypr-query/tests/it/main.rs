@@ -7,6 +7,7 @@ mod harness;
 mod ingest;
 mod limits;
 mod models;
+mod nearest;
 mod prepared;
 mod slt;
 mod tiny;

@@ -6,6 +6,7 @@
 mod faults;
 mod flushes;
 mod model;
+mod nearest;
 mod objects;
 mod support;
 mod text;

@@ -14,6 +14,7 @@ mod attention;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod distance;
 mod linear;
 mod math;
 mod ops;
@@ -22,6 +23,7 @@ mod rope;
 mod scratch;
 
 pub use attention::{Attention, KvRows, Mask};
+pub use distance::{CODE_ZERO, Distances};
 pub use linear::Linear;
 pub use rope::{RopeStyle, RopeTable};
 pub use scratch::Scratch;

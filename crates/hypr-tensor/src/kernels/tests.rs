@@ -6,6 +6,7 @@ use crate::DType;
 use crate::quant::tests::{Bits, random_bytes};
 
 mod attention;
+mod distance;
 mod elementwise;
 
 /// The levels that this processor has.

@@ -1,9 +1,12 @@
 //! AVX2 with FMA and F16C. Quantised tiles are taken as two halves of eight rows, one lane a row, in the layout of
 //! the AVX-512 level at half the width.
 
+mod distance;
 mod plain;
 mod quantized;
 mod unpack;
+
+pub use distance::offset_product;
 
 use super::linear::Tile;
 use super::scratch::Line;

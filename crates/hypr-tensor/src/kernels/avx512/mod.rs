@@ -3,6 +3,7 @@
 //! any number of activations.
 
 mod attention;
+mod distance;
 mod plain;
 mod quantize;
 mod quantized;
@@ -12,6 +13,7 @@ use super::linear::Tile;
 use super::scratch::Line;
 
 pub use attention::one_block;
+pub use distance::offset_product;
 pub use quantize::quantize_groups;
 
 /// All outputs of a tile.

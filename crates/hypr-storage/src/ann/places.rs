@@ -1,0 +1,207 @@
+//! Where the rows of a snapshot lie, by row id.
+//!
+//! In Lance a row has an address, `fragment << 32 | offset`. Row ids ascend along most of a fragment, so the map is a
+//! list of runs that ascend together; a fragment is read again only when rows of it were deleted or it is new.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::{Arc, Weak};
+
+use arrow_array::cast::AsArray;
+use arrow_array::types::UInt64Type;
+use futures::TryStreamExt;
+use hypr_common::Result;
+use lance::Dataset;
+use lance_table::format::Fragment;
+use parking_lot::Mutex;
+
+use crate::ROW_ID_COLUMN;
+use crate::lance_store::lance_error;
+use crate::tail::{Snapshot, TailBatch, is_dead};
+
+/// Rows `first_id .. first_id + len` at `address ..`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Run {
+    first_id: u64,
+    address: u64,
+    len: u64,
+}
+
+/// The rows of one Lance version.
+#[derive(Debug, Default)]
+pub(crate) struct RowMap {
+    /// Ascending by `first_id`, none overlapping.
+    runs: Vec<Run>,
+}
+
+impl RowMap {
+    fn address(&self, id: u64) -> Option<u64> {
+        let run = self.runs[..self.runs.partition_point(|run| run.first_id <= id)].last()?;
+        (id - run.first_id < run.len).then(|| run.address + (id - run.first_id))
+    }
+}
+
+/// What tells one state of a fragment from another: its id and that of its deletion file.
+type FragmentKey = (u64, Option<u64>);
+
+/// The maps of the newest Lance versions that were asked for.
+#[derive(Debug, Default)]
+pub(crate) struct RowMaps {
+    /// Version and map, newest last.
+    maps: Mutex<Vec<(u64, Arc<RowMap>)>>,
+    fragments: tokio::sync::Mutex<HashMap<FragmentKey, Arc<Vec<Run>>>>,
+    /// Of the snapshot that was asked for last.
+    last: Mutex<Option<(Weak<Snapshot>, Arc<PlaceIndex>)>>,
+}
+
+/// Versions whose maps are kept: the newest, and one that a statement may still be at.
+const KEPT_MAPS: usize = 2;
+
+impl RowMaps {
+    fn known(&self, version: u64) -> Option<Arc<RowMap>> {
+        self.maps.lock().iter().find(|(other, _)| *other == version).map(|(_, map)| Arc::clone(map))
+    }
+
+    /// The map of a version; reads the row ids of fragments that changed since the last one.
+    pub(crate) async fn of(&self, dataset: &Dataset) -> Result<Arc<RowMap>> {
+        let version = dataset.manifest().version;
+        if let Some(map) = self.known(version) {
+            return Ok(map);
+        }
+        let mut fragments = self.fragments.lock().await;
+        if let Some(map) = self.known(version) {
+            return Ok(map);
+        }
+        let mut current = HashMap::with_capacity(dataset.fragments().len());
+        for fragment in dataset.fragments().iter() {
+            let key: FragmentKey = (fragment.id, fragment.deletion_file.as_ref().map(|deletions| deletions.id));
+            let runs = match fragments.get(&key) {
+                Some(runs) => Arc::clone(runs),
+                None => Arc::new(read_runs(dataset, fragment).await?),
+            };
+            current.insert(key, runs);
+        }
+        let mut runs: Vec<Run> = current.values().flat_map(|runs| runs.iter().copied()).collect();
+        runs.sort_unstable_by_key(|run| run.first_id);
+        let map = Arc::new(RowMap { runs });
+        // A version out of the past must not evict what the newest will need.
+        if self.maps.lock().last().is_none_or(|(newest, _)| *newest < version) {
+            *fragments = current;
+        }
+        let mut maps = self.maps.lock();
+        maps.push((version, Arc::clone(&map)));
+        maps.sort_unstable_by_key(|(version, _)| *version);
+        if maps.len() > KEPT_MAPS {
+            maps.remove(0);
+        }
+        Ok(map)
+    }
+}
+
+async fn read_runs(dataset: &Dataset, fragment: &Fragment) -> Result<Vec<Run>> {
+    let failed = |e| lance_error("reading row ids", e);
+    let mut scanner = dataset.scan();
+    scanner.project(&[ROW_ID_COLUMN]).map_err(failed)?.with_row_address().with_fragments(vec![fragment.clone()]);
+    let mut stream = scanner.try_into_stream().await.map_err(failed)?;
+    let mut runs: Vec<Run> = Vec::new();
+    while let Some(batch) = stream.try_next().await.map_err(failed)? {
+        let ids = batch.column(0).as_primitive::<UInt64Type>();
+        let addresses = batch.column(1).as_primitive::<UInt64Type>();
+        for (&id, &address) in ids.values().iter().zip(addresses.values()) {
+            match runs.last_mut() {
+                Some(run) if run.first_id + run.len == id && run.address + run.len == address => run.len += 1,
+                _ => runs.push(Run { first_id: id, address, len: 1 }),
+            }
+        }
+    }
+    Ok(runs)
+}
+
+/// Where a row lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// Row address in the snapshot's Lance version.
+    Lance(u64),
+    /// Row `row` of batch `batch` of the snapshot's tail.
+    Tail { batch: usize, row: usize },
+}
+
+/// What finds the rows of one snapshot.
+#[derive(Debug)]
+struct PlaceIndex {
+    lance: Option<Arc<RowMap>>,
+    /// The ids of each batch of the tail: their bounds, and whether they ascend.
+    tail: Vec<(Range<u64>, bool)>,
+}
+
+/// The rows of one snapshot.
+#[derive(Clone, Debug)]
+pub(crate) struct Places {
+    snapshot: Arc<Snapshot>,
+    index: Arc<PlaceIndex>,
+}
+
+impl Places {
+    pub(crate) async fn of(snapshot: &Arc<Snapshot>, maps: &RowMaps) -> Result<Self> {
+        let known = maps
+            .last
+            .lock()
+            .as_ref()
+            .and_then(|(of, index)| std::ptr::eq(of.as_ptr(), Arc::as_ptr(snapshot)).then(|| Arc::clone(index)));
+        if let Some(index) = known {
+            return Ok(Self { snapshot: Arc::clone(snapshot), index });
+        }
+        let lance = match &snapshot.dataset {
+            Some(dataset) => Some(maps.of(dataset).await?),
+            None => None,
+        };
+        let bounds = |batch: &Arc<TailBatch>| {
+            let ids = ids_of(batch);
+            let first = ids.iter().min().copied().unwrap_or(0);
+            (first..ids.iter().max().map_or(first, |last| last + 1), ids.is_sorted())
+        };
+        let index = Arc::new(PlaceIndex { lance, tail: snapshot.batches.iter().map(bounds).collect() });
+        // The weak reference keeps the address from being used again.
+        *maps.last.lock() = Some((Arc::downgrade(snapshot), Arc::clone(&index)));
+        Ok(Self { snapshot: Arc::clone(snapshot), index })
+    }
+
+    /// Where the snapshot has a row; none when it has not.
+    pub(crate) fn find(&self, id: u64) -> Option<Place> {
+        if is_dead(&self.snapshot.dead, id) {
+            return None;
+        }
+        if let Some(address) = self.index.lance.as_ref().and_then(|lance| lance.address(id)) {
+            return Some(Place::Lance(address));
+        }
+        self.index.tail.iter().enumerate().find_map(|(batch, (bounds, sorted))| {
+            if !bounds.contains(&id) {
+                return None;
+            }
+            let ids = ids_of(&self.snapshot.batches[batch]);
+            let row = match sorted {
+                true => ids.binary_search(&id).ok()?,
+                false => ids.iter().position(|other| *other == id)?,
+            };
+            Some(Place::Tail { batch, row })
+        })
+    }
+}
+
+fn ids_of(batch: &TailBatch) -> &[u64] {
+    batch.rows.column(batch.rows.num_columns() - 1).as_primitive::<UInt64Type>().values()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_found_in_runs_and_not_between_them() {
+        let run = |first_id, address, len| Run { first_id, address, len };
+        let map = RowMap { runs: vec![run(3, 1 << 32, 2), run(7, 5, 1)] };
+        let found: Vec<_> = (0..10).map(|id| map.address(id)).collect();
+        let at = |address: u64| Some(address);
+        assert_eq!(found, [None, None, None, at(1 << 32), at(1 << 32 | 1), None, None, at(5), None, None]);
+    }
+}
