@@ -16,6 +16,9 @@ use crate::rowset::RowSet;
 /// Rows compared exactly for each row wanted, beside [`RERANK_SPARE`]: codes mistake the order of near rows.
 const RERANK_FACTOR: usize = 2;
 const RERANK_SPARE: usize = 16;
+/// Vectors of up to this many values are compared exactly with every candidate: they cost little, and their codes
+/// tell less.
+const SHORT: usize = 256;
 /// Nodes a walk compares for each candidate it keeps, about.
 const NODES_PER_CANDIDATE: usize = 10;
 /// What a comparison of codes and of vectors costs, in nanoseconds beside those for its bytes.
@@ -129,7 +132,10 @@ impl Search<'_> {
         if eligible == 0 {
             return;
         }
-        let wanted = (self.k * RERANK_FACTOR).max(self.k + RERANK_SPARE);
+        let wanted = match query.vector.len() <= SHORT {
+            true => ef,
+            false => (self.k * RERANK_FACTOR).max(self.k + RERANK_SPARE),
+        };
         let mut width = ef.max(wanted).saturating_mul(total).div_ceil(eligible).min(total);
         let code = {
             let norm = query.kernels.dot(query.vector, query.vector);
