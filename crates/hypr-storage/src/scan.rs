@@ -77,8 +77,8 @@ pub(crate) async fn plan_snapshot(
     let limit = if pushed.is_empty() { request.limit } else { None };
     plan_parts(
         table,
-        table.snapshot(),
-        state,
+        snapshot,
+        partitions,
         Parts { projection, with_row_id: request.with_row_id, filters: pushed, limit, output },
     )
     .await
@@ -97,7 +97,7 @@ pub(crate) async fn plan_flushed(
     plan_parts(
         table,
         snapshot,
-        state,
+        state.config().target_partitions(),
         Parts { projection, with_row_id: true, filters: vec![filter], limit: None, output },
     )
     .await
@@ -114,7 +114,7 @@ struct Parts {
 async fn plan_parts(
     table: &TableShared,
     snapshot: Arc<Snapshot>,
-    state: &dyn datafusion::catalog::Session,
+    partitions: usize,
     parts: Parts,
 ) -> Result<Arc<dyn ExecutionPlan>> {
     let scan = Scan {
