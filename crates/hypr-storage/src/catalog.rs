@@ -2,19 +2,20 @@
 //! checkpointed into `DIR/catalog.json` before the log is cut.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Write;
 use std::path::Path;
 
 use arrow_schema::SchemaRef;
-use hypr_common::{Error, Result};
+use hypr_common::{Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::disk::{self, Disk};
 use crate::objects::CatalogObject;
 use crate::schema::{self, StoredColumn};
 
-const FILE: &str = "catalog.json";
+pub(crate) const FILE: &str = "catalog.json";
+/// Written before [`FILE`] with the same content, and read when that is damaged.
+pub(crate) const COPY: &str = "catalog.copy.json";
 const FORMAT_VERSION: u32 = 1;
 
 /// What `CREATE TABLE` says.
@@ -102,6 +103,9 @@ pub(crate) struct Checkpoint {
     format_version: u32,
     /// Changes up to this log position are in it.
     pub(crate) lsn: u64,
+    /// As `lsn`, but 0 when the file must be written anew.
+    #[serde(skip)]
+    pub(crate) lsn_on_disk: u64,
     pub(crate) next_table_id: u32,
     pub(crate) tables: Vec<StoredTable>,
     #[serde(default)]
@@ -110,22 +114,40 @@ pub(crate) struct Checkpoint {
 
 impl Checkpoint {
     pub(crate) fn new(lsn: u64, next_table_id: u32, tables: Vec<StoredTable>, objects: Vec<CatalogObject>) -> Self {
-        Self { format_version: FORMAT_VERSION, lsn, next_table_id, tables, objects }
+        Self { format_version: FORMAT_VERSION, lsn, lsn_on_disk: 0, next_table_id, tables, objects }
     }
 
-    /// Reads the checkpoint of `dir`; an empty one when there is none.
-    pub(crate) fn read(dir: &Path) -> Result<Self> {
-        let path = dir.join(FILE);
-        let bytes = match std::fs::read(&path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                return Ok(Self::new(0, 1, Vec::new(), Vec::new()));
-            }
-            Err(error) => return Err(Error::io(path.display(), error)),
+    /// Reads the checkpoint of `dir`; an empty one when there is none. A damaged one is replaced by its copy.
+    ///
+    /// # Errors
+    /// `Corrupted` when both are damaged, naming the first; `Unsupported` for a newer format.
+    pub(crate) fn read(disk: &dyn Disk, dir: &Path) -> Result<Self> {
+        let damaged = match Self::read_file(disk, &dir.join(FILE)) {
+            Ok(Some(checkpoint)) => return Ok(checkpoint),
+            Ok(None) => None,
+            Err(error) if error.kind() == ErrorKind::Corrupted => Some(error),
+            Err(error) => return Err(error),
         };
-        let checkpoint: Self = serde_json::from_slice(&bytes).map_err(|e| {
-            Error::corrupted(format!("{} is damaged: {e}; restore it from a backup", path.display())).with_source(e)
-        })?;
+        match (Self::read_file(disk, &dir.join(COPY)), damaged) {
+            (Ok(Some(checkpoint)), damaged) => {
+                let why = damaged.map_or_else(|| format!("{FILE} is missing"), |error| error.message().to_owned());
+                tracing::warn!(copy = COPY, "the copy of the catalog is used: {why}");
+                Ok(Self { lsn_on_disk: 0, ..checkpoint })
+            }
+            (_, Some(error)) => Err(error),
+            (Err(error), None) if error.kind() != ErrorKind::Corrupted => Err(error),
+            (_, None) => Ok(Self::new(0, 1, Vec::new(), Vec::new())),
+        }
+    }
+
+    /// One file of the checkpoint, `None` where there is none.
+    pub(crate) fn read_file(disk: &dyn Disk, path: &Path) -> Result<Option<Self>> {
+        let bytes = disk::read_if_exists(disk, path).map_err(|e| Error::io(path.display(), e))?;
+        let Some(bytes) = bytes else { return Ok(None) };
+        let damaged = |why: String| {
+            Error::corrupted(format!("{} is damaged: {why}; restore it from a backup", path.display()))
+        };
+        let checkpoint: Self = serde_json::from_slice(&bytes).map_err(|e| damaged(e.to_string()))?;
         if checkpoint.format_version > FORMAT_VERSION {
             return Err(Error::unsupported(format!(
                 "{} has format {}, this version reads up to {FORMAT_VERSION}; use a newer hyprstream",
@@ -133,21 +155,44 @@ impl Checkpoint {
                 checkpoint.format_version
             )));
         }
-        Ok(checkpoint)
+        match unsealed(&bytes) {
+            Some((content, crc)) if crc32c::crc32c(content) != crc => {
+                Err(damaged("its content does not match its checksum".to_owned()))
+            }
+            _ => Ok(Some(Self { lsn_on_disk: checkpoint.lsn, ..checkpoint })),
+        }
     }
 
-    /// Replaces the checkpoint of `dir` atomically and durably.
-    pub(crate) fn write(&self, dir: &Path) -> Result<()> {
-        let (path, temporary) = (dir.join(FILE), dir.join("catalog.json.tmp"));
+    /// Replaces the checkpoint of `dir` and its copy, each atomically and durably.
+    pub(crate) fn write(&self, disk: &dyn Disk, dir: &Path) -> Result<()> {
         let bytes = serde_json::to_vec_pretty(self)
             .map_err(|e| Error::internal("encoding the catalog failed").with_source(e))?;
-        let replace = || -> std::io::Result<()> {
-            let mut file = File::create(&temporary)?;
-            file.write_all(&bytes)?;
-            file.sync_all()?;
-            std::fs::rename(&temporary, &path)?;
-            File::open(dir)?.sync_all()
-        };
-        replace().map_err(|e| Error::io(path.display(), e))
+        let bytes = sealed(bytes);
+        for path in [dir.join(COPY), dir.join(FILE)] {
+            disk::replace(disk, &path, &bytes).map_err(|e| Error::io(path.display(), e))?;
+        }
+        Ok(())
     }
+}
+
+/// What stands between the content of a checkpoint and its checksum.
+const SEAL: &[u8] = b",\n  \"crc32c\": \"";
+
+/// A pretty-printed JSON object with one more member, last: the checksum of the bytes before it.
+fn sealed(mut object: Vec<u8>) -> Vec<u8> {
+    object.truncate(object.len() - b"\n}".len());
+    let crc = crc32c::crc32c(&object);
+    object.extend_from_slice(SEAL);
+    object.extend_from_slice(format!("{crc:08x}\"\n}}\n").as_bytes());
+    object
+}
+
+/// The sealed bytes and their recorded checksum; `None` for a file from before there was one.
+fn unsealed(bytes: &[u8]) -> Option<(&[u8], u32)> {
+    let at = bytes.windows(SEAL.len()).rposition(|window| window == SEAL)?;
+    let crc = bytes.get(at + SEAL.len()..at + SEAL.len() + 8)?;
+    // A checksum that is no number is as wrong as one that differs.
+    let crc = std::str::from_utf8(crc).ok().and_then(|hex| u32::from_str_radix(hex, 16).ok());
+    let content = &bytes[..at];
+    Some((content, crc.unwrap_or_else(|| !crc32c::crc32c(content))))
 }

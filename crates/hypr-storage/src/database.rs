@@ -14,6 +14,7 @@ use uuid::Uuid;
 
 use crate::catalog::{CatalogChange, Checkpoint, StoredTable, TableDefinition};
 use crate::constraints::Constraints;
+use crate::disk::Disk;
 use crate::flush;
 use crate::lance_store::LanceStore;
 use crate::models::ModelStore;
@@ -22,9 +23,8 @@ use crate::options::StorageOptions;
 use crate::schema::{check_columns, check_key};
 use crate::table::{Limits, Table, TableShared};
 use crate::tail::TailBatch;
-use crate::wal::disk::LogDisk;
 use crate::wal::frame::{Frame, FrameKind, FrameRef};
-use crate::wal::recover::{Recovered, replay};
+use crate::wal::recover::{Recovered, Torn, replay};
 use crate::wal::writer::{Effect, Log, Touched, closed};
 
 /// A handle on an open database directory. The directory is unlocked when the last handle, table and scan
@@ -75,7 +75,7 @@ impl Catalog {
     }
 
     /// Writes `catalog.json` if there are changes that it does not hold.
-    pub(crate) fn checkpoint(&self, dir: &Path) -> Result<()> {
+    pub(crate) fn checkpoint(&self, disk: &dyn Disk, dir: &Path) -> Result<()> {
         let _writing = self.writing.lock();
         let checkpoint = {
             let state = self.state.read();
@@ -85,7 +85,7 @@ impl Catalog {
             let tables = state.tables.values().map(|table| table.shared.stored.clone()).collect();
             Checkpoint::new(state.lsn, state.next_table_id, tables, state.objects.values().cloned().collect())
         };
-        checkpoint.write(dir)?;
+        checkpoint.write(disk, dir)?;
         self.state.write().checkpoint_lsn = checkpoint.lsn;
         Ok(())
     }
@@ -98,19 +98,25 @@ impl std::fmt::Debug for Database {
 }
 
 impl Database {
-    /// Opens `dir`, creating it when it does not exist, and recovers what the log holds.
+    /// Opens `dir`, creating it when it does not exist, and recovers what the log holds. A table whose files
+    /// are damaged, or whose rows a damaged log may have held, is there but refuses statements, see
+    /// [`Table::damage`]; the others are served.
     ///
     /// # Errors
-    /// `Unavailable` names the process that holds the directory, `Corrupted` the damaged file and offset.
+    /// `Unavailable` names the process that holds the directory, `Corrupted` the damaged catalog.
     pub async fn open(dir: &Path, options: StorageOptions) -> Result<Self> {
-        let lance = LanceStore::new(options.lance_wrapper.clone());
-        let lock = prepare_dir(dir)?;
-        let checkpoint = Checkpoint::read(dir)?;
+        let disk = options.disk.as_ref();
+        let lock = prepare_dir(disk, dir)?;
+        let lance = LanceStore::new(Arc::clone(&options.disk), &dir.join("tables"), options.lance_wrapper.clone())?;
+        let checkpoint = Checkpoint::read(disk, dir)?;
         let log_dir = dir.join("wal");
-        let (mut state, ids) = recover_catalog(options.disk.as_ref(), &log_dir, checkpoint)?;
-        let tables = open_tables(dir, &lance, &options, ids).await?;
-        let recovered = recover_rows(options.disk.as_ref(), &log_dir, &tables, state.next_table_id)?;
-        remove_orphans(dir, &tables)?;
+        let mut found = recover_catalog(disk, &log_dir, checkpoint, Torn::CutOff)?;
+        let tables = open_tables(dir, &lance, &options, std::mem::take(&mut found.tables)).await?;
+        let recovered = recover_rows(disk, &log_dir, &tables, &found, Torn::CutOff)?;
+        if recovered.gaps.is_empty() {
+            remove_orphans(disk, dir, &tables)?;
+        }
+        let mut state = found.state;
         let log = Arc::new(Log::start(&log_dir, recovered, &options, lock)?);
         let flush_wanted = Arc::new(Notify::new());
         for shared in tables.into_values() {
@@ -129,7 +135,7 @@ impl Database {
             closed: AtomicBool::new(false),
             options,
         });
-        inner.catalog.checkpoint(dir)?;
+        inner.catalog.checkpoint(inner.options.disk.as_ref(), dir)?;
         if inner.options.background_flush {
             let tick = (inner.options.flush_age / 4).clamp(Duration::from_millis(10), Duration::from_millis(250));
             tokio::spawn(flush::run(Arc::downgrade(&inner), Arc::clone(&inner.flush_wanted), tick));
@@ -170,7 +176,8 @@ impl Database {
         let stored = StoredTable::new(id, Uuid::now_v7(), &definition)?;
         let change = CatalogChange::CreateTable { table: stored.clone() };
         let dir = table_dir(&inner.dir, &stored);
-        let shared = Arc::new(TableShared::new(stored, dir, Arc::clone(&inner.options.clock))?);
+        let (disk, clock) = (Arc::clone(&inner.options.disk), Arc::clone(&inner.options.clock));
+        let shared = Arc::new(TableShared::new(stored, dir, disk, clock)?);
         let table = Table::new(shared, Arc::clone(&inner.log), Arc::clone(&inner.flush_wanted), limits(&inner.options));
         self.log_change(&change, CatalogEdit::Create(Arc::new(table))).await?;
         Ok(true)
@@ -191,7 +198,9 @@ impl Database {
             return Err(Error::not_found(format!("table {schema}.{name} does not exist; use IF EXISTS to allow that")));
         };
         let change = CatalogChange::DropTable { id: table.shared.stored.id };
+        let dir = Arc::clone(&table.shared.dir);
         self.log_change(&change, CatalogEdit::Drop(table)).await?;
+        inner.lance.checksums().forget(&dir.path);
         Ok(true)
     }
 
@@ -216,7 +225,7 @@ impl Database {
     /// # Errors
     /// The first failure; the rows stay in the log and in memory.
     pub async fn flush(&self) -> Result<()> {
-        self.inner.flush_where(|table| table.tail.lock().unflushed().first_lsn.is_some()).await
+        self.inner.flush_where(|table| table.tail.lock().unflushed().first_lsn.is_some() && table.damage().is_none()).await
     }
 
     /// Waits for commits under way, refuses new ones, and flushes.
@@ -291,16 +300,26 @@ fn limits(options: &StorageOptions) -> Limits {
     }
 }
 
-fn table_dir(dir: &Path, table: &StoredTable) -> PathBuf {
+pub(crate) fn table_dir(dir: &Path, table: &StoredTable) -> PathBuf {
     dir.join("tables").join(table.uuid.to_string())
 }
 
 /// Creates the directories and takes the lock.
-fn prepare_dir(dir: &Path) -> Result<File> {
-    for path in [dir.to_owned(), dir.join("wal"), dir.join("tables")] {
-        std::fs::create_dir_all(&path).map_err(|e| Error::io(path.display(), e))?;
+fn prepare_dir(disk: &dyn Disk, dir: &Path) -> Result<File> {
+    let existed = dir.exists();
+    std::fs::create_dir_all(dir).map_err(|e| Error::io(dir.display(), e))?;
+    if !existed && let Some(parent) = std::path::absolute(dir).ok().as_deref().and_then(Path::parent) {
+        File::open(parent).and_then(|opened| opened.sync_all()).map_err(|e| Error::io(parent.display(), e))?;
     }
-    File::open(dir).and_then(|opened| opened.sync_all()).map_err(|e| Error::io(dir.display(), e))?;
+    for path in [dir.join("wal"), dir.join("tables")] {
+        disk.create_dir_all(&path).map_err(|e| Error::io(path.display(), e))?;
+    }
+    disk.sync_dir(dir).map_err(|e| Error::io(dir.display(), e))?;
+    take_lock(dir)
+}
+
+/// Takes the lock of a directory that exists.
+pub(crate) fn take_lock(dir: &Path) -> Result<File> {
     let path = dir.join("LOCK");
     let lock = File::options().create(true).truncate(false).write(true).open(&path);
     let lock = lock.map_err(|e| Error::io(path.display(), e))?;
@@ -327,24 +346,39 @@ fn held(dir: &Path) -> Error {
 }
 
 /// The catalog after the log, without its tables' rows.
-fn recover_catalog(
-    disk: &dyn LogDisk,
+pub(crate) struct RecoveredCatalog {
+    state: CatalogState,
+    pub(crate) tables: HashMap<u32, StoredTable>,
+    /// Where in the log the tables were created that are created there.
+    pub(crate) created: HashMap<u32, u64>,
+}
+
+pub(crate) fn recover_catalog(
+    disk: &dyn Disk,
     log_dir: &Path,
     checkpoint: Checkpoint,
-) -> Result<(CatalogState, HashMap<u32, StoredTable>)> {
+    torn: Torn,
+) -> Result<RecoveredCatalog> {
     let mut state = CatalogState {
         next_table_id: checkpoint.next_table_id,
         lsn: checkpoint.lsn,
-        checkpoint_lsn: checkpoint.lsn,
+        checkpoint_lsn: checkpoint.lsn_on_disk,
         tables: BTreeMap::new(),
         objects: checkpoint.objects.into_iter().map(|object| (object.key(), object)).collect(),
     };
     let mut tables: HashMap<u32, StoredTable> = checkpoint.tables.into_iter().map(|t| (t.id, t)).collect();
-    replay(disk, log_dir, |frames| {
-        let changes = frames.iter().filter(|frame| frame.kind == FrameKind::Ddl && frame.lsn > checkpoint.lsn);
-        for frame in changes {
+    let mut created = HashMap::new();
+    replay(disk, log_dir, torn, |frames| {
+        for frame in frames.iter().filter(|frame| frame.kind == FrameKind::Ddl) {
+            let change = CatalogChange::decode(frame.payload)?;
+            if let CatalogChange::CreateTable { table } = &change {
+                created.insert(table.id, frame.lsn);
+            }
+            if frame.lsn <= checkpoint.lsn {
+                continue;
+            }
             state.lsn = frame.lsn;
-            match CatalogChange::decode(frame.payload)? {
+            match change {
                 CatalogChange::CreateTable { table } => {
                     state.next_table_id = state.next_table_id.max(table.id + 1);
                     tables.insert(table.id, table);
@@ -358,7 +392,7 @@ fn recover_catalog(
         }
         Ok(())
     })?;
-    Ok((state, tables))
+    Ok(RecoveredCatalog { state, tables, created })
 }
 
 async fn open_tables(
@@ -370,10 +404,12 @@ async fn open_tables(
     let mut tables = HashMap::with_capacity(stored.len());
     for (id, stored) in stored {
         let table_dir = table_dir(dir, &stored);
-        let opened = lance.open(&table_dir).await?;
-        let shared = TableShared::new(stored, table_dir, Arc::clone(&options.clock))?;
-        if let Some((dataset, stamp)) = opened {
-            shared.reset(Some(dataset), stamp);
+        let opened = lance.open(&table_dir).await;
+        let shared = TableShared::new(stored, table_dir, Arc::clone(&options.disk), Arc::clone(&options.clock))?;
+        match opened {
+            Ok(Some((dataset, stamp))) => shared.reset(Some(dataset), stamp),
+            Ok(None) => {}
+            Err(error) => shared.mark_damaged(error.message()),
         }
         tables.insert(id, Arc::new(shared));
     }
@@ -382,25 +418,25 @@ async fn open_tables(
 
 /// Replays the rows that Lance does not hold yet.
 fn recover_rows(
-    disk: &dyn LogDisk,
+    disk: &dyn Disk,
     log_dir: &Path,
     tables: &HashMap<u32, Arc<TableShared>>,
-    next_table_id: u32,
+    catalog: &RecoveredCatalog,
+    torn: Torn,
 ) -> Result<Recovered> {
     let positions: HashMap<u32, u64> = tables.iter().map(|(id, table)| (*id, table.tail.lock().position())).collect();
-    let recovered = replay(disk, log_dir, |frames| {
+    let mut strangers = BTreeMap::new();
+    let mut recovered = replay(disk, log_dir, torn, |frames| {
         let mut changes: BTreeMap<u32, (Vec<TailBatch>, Vec<u64>)> = BTreeMap::new();
         let (Some(first), Some(last)) = (frames.first(), frames.last()) else { return Ok(()) };
-        for frame in frames.iter().filter(|frame| frame.kind != FrameKind::Ddl) {
+        for frame in frames.iter().filter(|frame| matches!(frame.kind, FrameKind::Rows | FrameKind::Delete)) {
             let id = frame.table_id()?;
             match (tables.get(&id), positions.get(&id)) {
-                (Some(table), Some(position)) if last.lsn > *position => {
+                (Some(table), Some(position)) if last.lsn > *position && table.damage().is_none() => {
                     recover_frame(table, frame, changes.entry(id).or_default())?;
                 }
-                (None, _) if id >= next_table_id => {
-                    return Err(Error::corrupted(format!("rows of a table {id} that was never created")));
-                }
-                // Flushed, or of a table that was dropped later.
+                (None, _) if id >= catalog.state.next_table_id => _ = strangers.insert(id, frame.lsn),
+                // Flushed, of a damaged table, or of a table that was dropped later.
                 _ => {}
             }
         }
@@ -410,15 +446,19 @@ fn recover_rows(
         Ok(())
     })?;
     tables.values().for_each(|table| table.publish());
-    match tables.values().find(|table| positions[&table.stored.id] >= recovered.next_lsn) {
-        None => Ok(recovered),
-        Some(table) => Err(Error::corrupted(format!(
-            "the log in {} ends before position {} of table {}: segments are missing; restore them from a backup",
-            log_dir.display(),
-            positions[&table.stored.id],
-            table.definition.qualified_name()
-        ))),
+    if let Some((id, lsn)) = strangers.first_key_value()
+        && recovered.gaps.is_empty()
+    {
+        return Err(Error::corrupted(format!("position {lsn} of the log has rows of a table {id} that was never created")));
     }
+    let known = positions.values().copied().chain([catalog.state.lsn]).max().unwrap_or(0);
+    recovered.reach(known + 1, log_dir);
+    for (id, table) in tables {
+        if let Some(gap) = recovered.gaps.iter().find(|gap| gap.may_hide(positions[id], catalog.created.get(id).copied())) {
+            table.mark_damaged(&gap.why);
+        }
+    }
+    Ok(recovered)
 }
 
 fn recover_frame(table: &TableShared, frame: &FrameRef<'_>, change: &mut (Vec<TailBatch>, Vec<u64>)) -> Result<()> {
@@ -436,15 +476,13 @@ fn recover_frame(table: &TableShared, frame: &FrameRef<'_>, change: &mut (Vec<Ta
 }
 
 /// Removes the files of tables whose drop was logged before a crash kept them.
-fn remove_orphans(dir: &Path, tables: &HashMap<u32, Arc<TableShared>>) -> Result<()> {
+fn remove_orphans(disk: &dyn Disk, dir: &Path, tables: &HashMap<u32, Arc<TableShared>>) -> Result<()> {
     let known: HashSet<&Path> = tables.values().map(|table| table.dir.path.as_path()).collect();
     let tables_dir = dir.join("tables");
-    let entries = std::fs::read_dir(&tables_dir).map_err(|e| Error::io(tables_dir.display(), e))?;
-    for entry in entries {
-        let path = entry.map_err(|e| Error::io(tables_dir.display(), e))?.path();
+    for path in disk.list(&tables_dir).map_err(|e| Error::io(tables_dir.display(), e))? {
         if !known.contains(path.as_path()) {
             tracing::info!(dir = %path.display(), "removing the files of a dropped table");
-            std::fs::remove_dir_all(&path).map_err(|e| Error::io(path.display(), e))?;
+            disk.remove_dir_all(&path).map_err(|e| Error::io(path.display(), e))?;
         }
     }
     Ok(())

@@ -44,6 +44,7 @@ impl Inner {
             let span = table.tail.lock().unflushed();
             let age_us = options.clock.now_us().saturating_sub(span.since_us);
             span.first_lsn.is_some()
+                && table.damage().is_none()
                 && (span.bytes >= options.flush_bytes
                     || span.rows >= options.flush_rows
                     || age_us >= i64::try_from(options.flush_age.as_micros()).unwrap_or(i64::MAX))
@@ -147,9 +148,11 @@ impl Inner {
         let applied = self.log.applied_lsn();
         let unflushed = self.catalog.tables();
         let first = unflushed.iter().filter_map(|table| table.shared.tail.lock().unflushed().first_lsn).min();
-        self.catalog.checkpoint(&self.dir)?;
+        self.catalog.checkpoint(self.options.disk.as_ref(), &self.dir)?;
         self.reached(FlushStep::Checkpointed)?;
-        self.log.cut(first.unwrap_or(u64::MAX).min(applied + 1))?;
+        if unflushed.iter().all(|table| table.shared.damage().is_none()) {
+            self.log.cut(first.unwrap_or(u64::MAX).min(applied + 1))?;
+        }
         self.reached(FlushStep::Cut)
     }
 

@@ -1,8 +1,9 @@
 //! Lance tables on a file system that syncs: opening, committing with the log position, compacting.
 //!
 //! Lance's `file://` path never syncs. Datasets are opened as `file-object-store://`, which goes through an
-//! object store, and a wrapper puts `LocalFileSystem::with_fsync(true)` in its place: data, deletion,
-//! transaction and manifest files and their directories are synced in the order they are written.
+//! object store, and a wrapper puts the disk's own in its place ([`Disk::objects`]): data, deletion, transaction
+//! and manifest files and their directories are synced in the order they are written, and every block that is
+//! read is compared with its checksum ([`crate::checksums`]).
 //!
 //! Every commit carries [`POSITION_KEY`] and [`NEXT_ROW_ID_KEY`] on its `Transaction`. Appends and deletions
 //! of one flush are one commit (`Operation::Update`), so no version shows half a flush.
@@ -28,9 +29,10 @@ use lance_io::object_store::{ObjectStoreParams, WrappingObjectStore};
 use lance_table::format::Fragment;
 use object_store14::ObjectStore;
 use object_store14::list::PaginatedListStore;
-use object_store14::local::LocalFileSystem;
 
 use crate::ROW_ID_COLUMN;
+use crate::checksums::{Checksums, DamagedFile, Verified};
+use crate::disk::Disk;
 use crate::scan::batch_rows;
 use crate::tail::{DeadRows, is_dead};
 
@@ -68,13 +70,14 @@ impl Stamp {
 #[derive(Debug)]
 pub(crate) struct TableDir {
     pub(crate) path: PathBuf,
+    pub(crate) disk: Arc<dyn Disk>,
     pub(crate) dropped: std::sync::atomic::AtomicBool,
 }
 
 impl Drop for TableDir {
     fn drop(&mut self) {
         if self.dropped.load(std::sync::atomic::Ordering::Acquire)
-            && let Err(error) = std::fs::remove_dir_all(&self.path)
+            && let Err(error) = self.disk.remove_dir_all(&self.path)
             && error.kind() != std::io::ErrorKind::NotFound
         {
             tracing::warn!(dir = %self.path.display(), %error, "removing the files of a dropped table failed");
@@ -82,19 +85,22 @@ impl Drop for TableDir {
     }
 }
 
-/// Puts the syncing file system where Lance would put its own.
+/// Puts the disk's syncing and verified files where Lance would put its own.
 #[derive(Debug)]
 struct SyncedFiles {
     outer: Option<Arc<dyn WrappingObjectStore>>,
+    disk: Arc<dyn Disk>,
+    checksums: Arc<Checksums>,
 }
 
 impl WrappingObjectStore for SyncedFiles {
     fn wrap(&self, prefix: &str, _original: Arc<dyn ObjectStore>) -> Arc<dyn ObjectStore> {
-        let synced: Arc<dyn ObjectStore> = Arc::new(LocalFileSystem::new().with_fsync(true));
-        match &self.outer {
+        let synced = self.disk.objects();
+        let inner = match &self.outer {
             Some(outer) => outer.wrap(prefix, synced),
             None => synced,
-        }
+        };
+        Arc::new(Verified { inner, checksums: Arc::clone(&self.checksums) })
     }
 
     fn wrap_paginated(&self, _: &str, _: Arc<dyn PaginatedListStore>) -> Option<Arc<dyn PaginatedListStore>> {
@@ -107,21 +113,50 @@ impl WrappingObjectStore for SyncedFiles {
 pub(crate) struct LanceStore {
     session: Arc<Session>,
     store_params: ObjectStoreParams,
+    disk: Arc<dyn Disk>,
+    checksums: Arc<Checksums>,
 }
 
 impl LanceStore {
-    /// `outer` sees every file operation before the disk does (tests).
-    pub(crate) fn new(outer: Option<Arc<dyn WrappingObjectStore>>) -> Self {
-        let wrapper: Arc<dyn WrappingObjectStore> = Arc::new(SyncedFiles { outer });
-        Self {
+    /// The tables in `tables_dir`. `outer` sees every file operation before the disk does (tests).
+    pub(crate) fn new(
+        disk: Arc<dyn Disk>,
+        tables_dir: &Path,
+        outer: Option<Arc<dyn WrappingObjectStore>>,
+    ) -> Result<Self> {
+        let checksums = Arc::new(Checksums::new(Arc::clone(&disk), tables_dir)?);
+        let files = SyncedFiles { outer, disk: Arc::clone(&disk), checksums: Arc::clone(&checksums) };
+        let wrapper: Arc<dyn WrappingObjectStore> = Arc::new(files);
+        Ok(Self {
             session: Arc::new(Session::new(INDEX_CACHE_BYTES, METADATA_CACHE_BYTES, Default::default())),
             store_params: ObjectStoreParams { object_store_wrapper: Some(wrapper), ..Default::default() },
+            disk,
+            checksums,
+        })
+    }
+
+    /// What is recorded of the files of the tables.
+    pub(crate) fn checksums(&self) -> &Checksums {
+        &self.checksums
+    }
+
+    /// Whether a version was ever committed in `dir`; a crash during the first flush leaves files without one.
+    fn has_version(&self, dir: &Path) -> Result<bool> {
+        let versions = dir.join("_versions");
+        match self.disk.list(&versions) {
+            Ok(files) => Ok(files.iter().any(|file| file.extension().is_some_and(|end| end == "manifest"))),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(Error::io(versions.display(), error)),
         }
     }
 
     /// The newest version in `dir` and the newest stamp; `None` before the first flush.
+    ///
+    /// # Errors
+    /// `Corrupted` names the file that is damaged or missing.
     pub(crate) async fn open(&self, dir: &Path) -> Result<Option<(Dataset, Stamp)>> {
-        if !dir.join("_versions").exists() {
+        let recorded = self.newest_recorded(dir)?;
+        if recorded.is_none() && !self.has_version(dir)? {
             return Ok(None);
         }
         let params = ReadParams {
@@ -134,8 +169,21 @@ impl LanceStore {
             .load()
             .await
             .map_err(|e| lance_error(&format!("opening {}", dir.display()), e))?;
+        if let Some(version) = recorded.filter(|version| *version > dataset.manifest().version) {
+            return Err(Error::corrupted(format!(
+                "the manifest of version {version} of {} is missing; restore it from a backup, or drop the table",
+                dir.display()
+            )));
+        }
         let stamp = newest_stamp(&dataset).await?;
         Ok(Some((dataset, stamp)))
+    }
+
+    /// The newest version whose manifest has a checksum.
+    fn newest_recorded(&self, dir: &Path) -> Result<Option<u64>> {
+        let files = self.checksums.table(dir)?.files();
+        let versions = files.iter().filter_map(|(name, _)| manifest_version(name.strip_prefix("_versions/")?));
+        Ok(versions.max())
     }
 
     fn write_params(&self, mode: WriteMode, stamp: Stamp) -> WriteParams {
@@ -356,6 +404,14 @@ async fn newest_stamp(dataset: &Dataset) -> Result<Stamp> {
     )))
 }
 
+/// The version that a manifest's file name stands for: the number, or, so that newer ones are listed first, what
+/// is left of the largest number without it.
+fn manifest_version(file: &str) -> Option<u64> {
+    let digits = file.strip_suffix(".manifest")?;
+    let number: u64 = digits.parse().ok()?;
+    Some(if digits.len() == 20 { u64::MAX - number } else { number })
+}
+
 fn uri(dir: &Path) -> Result<String> {
     let absolute = std::path::absolute(dir).map_err(|e| Error::io(dir.display(), e))?;
     let path = absolute
@@ -373,6 +429,9 @@ pub(crate) fn lance_error(what: &str, error: lance::Error) -> Error {
         {
             let message = format!("{what}: the disk is full; free space, nothing is lost");
             return Error::new(ErrorKind::ResourceExhausted, message).with_source(error);
+        }
+        if let Some(damaged) = inner.downcast_ref::<DamagedFile>() {
+            return Error::corrupted(format!("{what}: {damaged}")).with_source(error);
         }
         source = inner.source();
     }

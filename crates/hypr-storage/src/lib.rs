@@ -20,7 +20,9 @@
 pub mod ann;
 mod catalog;
 mod constraints;
+mod checksums;
 mod database;
+pub mod disk;
 mod flush;
 mod key_index;
 mod lance_store;
@@ -36,7 +38,7 @@ mod tail;
 mod text;
 mod upsert;
 mod validate;
-pub mod wal;
+mod wal;
 
 pub use ann::{NearestRequest, PinnedTable};
 pub use catalog::TableDefinition;

@@ -10,7 +10,7 @@ use hypr_common::clock::{Clock, SystemClock};
 use lance_io::object_store::WrappingObjectStore;
 
 use crate::ann::IndexLimits;
-use crate::wal::disk::{FileDisk, LogDisk};
+use crate::disk::{Disk, FileDisk};
 
 /// Thresholds and injected services of a [`Database`](crate::Database). The defaults suit a server with a
 /// few gigabytes of memory.
@@ -50,8 +50,8 @@ pub struct StorageOptions {
     pub background_index: bool,
     /// Where the age of unflushed rows is read from.
     pub clock: Arc<dyn Clock>,
-    /// Where log segments are written.
-    pub disk: Arc<dyn LogDisk>,
+    /// Where the log, the catalog and Lance's files lie.
+    pub disk: Arc<dyn Disk>,
     /// Sees every file operation on Lance tables before the disk does (tests, metering).
     pub lance_wrapper: Option<Arc<dyn WrappingObjectStore>>,
     /// Called at every step of a flush; a test stops there to see what a crash leaves behind.

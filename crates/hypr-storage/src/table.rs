@@ -1,7 +1,7 @@
 //! One table: writes go through the log into the tail, reads see a snapshot.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
@@ -18,6 +18,7 @@ use crate::ann::{IndexLimits, VectorIndexes};
 use crate::catalog::{StoredTable, TableDefinition};
 use crate::constraints::Constraints;
 use crate::key_index::{Claims, KeyIndex, KeyKind, Reservation};
+use crate::disk::Disk;
 use crate::lance_store::{Stamp, TableDir};
 use crate::row_feed::RowFeed;
 use crate::scan::{self, ScanRequest};
@@ -52,6 +53,8 @@ pub(crate) struct TableShared {
     pub(crate) dropped: AtomicBool,
     /// Woken after each flush, for writers that wait for room.
     pub(crate) flushed: Notify,
+    /// Why the table cannot be used, set once when the directory is opened.
+    damaged: OnceLock<String>,
     /// Why the last flush failed.
     pub(crate) flush_error: Mutex<Option<(ErrorKind, String)>>,
     /// Tells caches of rows what commits change.
@@ -64,11 +67,16 @@ pub(crate) struct TableShared {
 impl TableShared {
     /// # Errors
     /// `Corrupted` for a definition that this crate did not write.
-    pub(crate) fn new(stored: StoredTable, dir: PathBuf, clock: Arc<dyn Clock>) -> Result<Self> {
+    pub(crate) fn new(
+        stored: StoredTable,
+        dir: PathBuf,
+        disk: Arc<dyn Disk>,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self> {
         let definition = stored.definition();
         let constraints = Constraints::of(&definition)?;
         let row_schema = with_row_id(&definition.columns);
-        let dir = Arc::new(TableDir { path: dir, dropped: AtomicBool::new(false) });
+        let dir = Arc::new(TableDir { path: dir, disk, dropped: AtomicBool::new(false) });
         let tail = Tail::new(None, 0);
         Ok(Self {
             snapshot: ArcSwap::from_pointee(tail.snapshot(&dir)),
@@ -84,6 +92,7 @@ impl TableShared {
             superseded: Mutex::default(),
             dropped: AtomicBool::new(false),
             flushed: Notify::new(),
+            damaged: OnceLock::new(),
             flush_error: Mutex::default(),
             feed: RowFeed::default(),
             text: TextCaches::default(),
@@ -135,6 +144,25 @@ impl TableShared {
     }
 
     pub(crate) fn refuse_retired(&self) -> Result<()> {
+    /// The table's files or log cannot be trusted: statements on it are refused, everything else goes on.
+    pub(crate) fn mark_damaged(&self, why: &str) {
+        let message = format!("table {} cannot be used: {why}", self.definition.qualified_name());
+        tracing::error!("{message}");
+        // The first reason found is the one to mend first.
+        let _ = self.damaged.set(message);
+    }
+
+    /// Why the table cannot be used.
+    pub(crate) fn damage(&self) -> Option<&str> {
+        self.damaged.get().map(String::as_str)
+    }
+
+    /// # Errors
+    /// `Corrupted` names the file; `NotFound` after a drop.
+    pub(crate) fn refuse_unusable(&self) -> Result<()> {
+        if let Some(damage) = self.damage() {
+            return Err(Error::corrupted(damage));
+        }
         if self.dropped.load(Ordering::Acquire) {
             return Err(Error::not_found(format!("table {} was dropped", self.definition.qualified_name())));
         }
@@ -189,11 +217,14 @@ impl Table {
     /// What it demands of rows beyond their types and the primary key.
     pub fn constraints(&self) -> &Constraints {
         &self.shared.constraints
+    /// Why statements on the table are refused, naming the damaged file; `None` for a sound table.
+    pub fn damage(&self) -> Option<&str> {
+        self.shared.damage()
     }
 
     /// Rows, as far as that is known without reading data.
     pub fn approximate_rows(&self) -> Option<usize> {
-        Some(self.shared.snapshot().rows().0)
+        self.shared.damage().is_none().then(|| self.shared.snapshot().rows().0)
     }
 
     /// Adds rows in one commit, durable when this returns, and returns their number. If the future is
@@ -204,6 +235,7 @@ impl Table {
     /// `ResourceExhausted` a full disk; then nothing is stored.
     pub async fn insert(&self, batches: Vec<RecordBatch>) -> Result<u64> {
         self.shared.refuse_retired()?;
+        self.shared.refuse_unusable()?;
         let batches = self.conform_all(&batches)?;
         if batches.is_empty() {
             return Ok(0);
@@ -225,7 +257,7 @@ impl Table {
     /// A plan over one snapshot of the table: Lance fragments and the unflushed tail.
     ///
     /// # Errors
-    /// `InvalidInput` for a projection outside of the schema.
+    /// `InvalidInput` for a projection outside of the schema, `Corrupted` for a table that cannot be used.
     pub async fn scan(
         &self,
         state: &dyn datafusion::catalog::Session,
@@ -284,6 +316,7 @@ impl Table {
             self.flush_wanted.notify_one();
             flushed.await;
             self.shared.refuse_retired()?;
+            self.shared.refuse_unusable()?;
             if let Some((kind, why)) = self.shared.flush_error.lock().as_ref() {
                 return Err(Error::new(
                     *kind,
@@ -426,6 +459,7 @@ impl Mutation {
     /// As for [`Table::insert`].
     pub async fn replace(self, mut row_ids: Vec<u64>, batches: Vec<RecordBatch>) -> Result<u64> {
         self.table.shared.refuse_retired()?;
+        self.table.shared.refuse_unusable()?;
         row_ids.sort_unstable();
         row_ids.dedup();
         let batches = self.table.conform_all(&batches)?;

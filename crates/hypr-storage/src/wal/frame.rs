@@ -22,6 +22,7 @@ pub(crate) const FRAME_TARGET_BYTES: usize = 32 << 20;
 const KIND_ROWS: u8 = 1;
 const KIND_DELETE: u8 = 2;
 const KIND_DDL: u8 = 3;
+const KIND_MARK: u8 = 4;
 const CONTINUED: u8 = 0x80;
 
 /// What one frame says.
@@ -33,6 +34,8 @@ pub(crate) enum FrameKind {
     Delete,
     /// A change of the catalog, as JSON.
     Ddl,
+    /// Everything before it is durable.
+    Mark,
 }
 
 impl FrameKind {
@@ -41,6 +44,7 @@ impl FrameKind {
             Self::Rows => KIND_ROWS,
             Self::Delete => KIND_DELETE,
             Self::Ddl => KIND_DDL,
+            Self::Mark => KIND_MARK,
         }
     }
 
@@ -49,6 +53,7 @@ impl FrameKind {
             KIND_ROWS => Some(Self::Rows),
             KIND_DELETE => Some(Self::Delete),
             KIND_DDL => Some(Self::Ddl),
+            KIND_MARK => Some(Self::Mark),
             _ => None,
         }
     }
@@ -98,6 +103,11 @@ impl Frame {
     /// A change of the catalog.
     pub(crate) fn ddl(json: Vec<u8>) -> Result<Self> {
         Self::new(FrameKind::Ddl, json)
+    }
+
+    /// What is written after each sync, see the [module documentation](super).
+    pub(crate) fn mark() -> Self {
+        Self { kind: FrameKind::Mark, payload: Vec::new(), payload_crc: 0 }
     }
 
     /// Bytes of the frame in the log.

@@ -4,14 +4,42 @@ use std::path::{Path, PathBuf};
 
 use hypr_common::{Error, Result};
 
-use super::disk::LogDisk;
 use super::frame::{FRAME_HEADER_BYTES, FrameRef, MAGIC, SEGMENT_HEADER_BYTES};
+use crate::disk::Disk;
 
 /// A segment on disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Segment {
     pub(crate) first_lsn: u64,
     pub(crate) path: PathBuf,
+}
+
+/// What to do with the torn end of the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Torn {
+    /// Cut it off, to write on behind it.
+    CutOff,
+    /// Leave it, to look only.
+    Leave,
+}
+
+/// Frames that were durable once and cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Gap {
+    /// The first lost LSN.
+    pub(crate) from_lsn: u64,
+    /// The first LSN that is readable again.
+    pub(crate) to_lsn: u64,
+    /// The file, the offset, and what to do.
+    pub(crate) why: String,
+}
+
+impl Gap {
+    /// Whether rows of a table may be among the lost: one that Lance holds up to `position`, and that was
+    /// created at `created` if the log says so.
+    pub(crate) fn may_hide(&self, position: u64, created: Option<u64>) -> bool {
+        position + 1 < self.to_lsn && created.is_none_or(|created| created < self.to_lsn)
+    }
 }
 
 /// What is left after a replay.
@@ -21,45 +49,67 @@ pub(crate) struct Recovered {
     pub(crate) segments: Vec<Segment>,
     /// The LSN of the next frame.
     pub(crate) next_lsn: u64,
+    /// Ascending.
+    pub(crate) gaps: Vec<Gap>,
+    /// Bytes after the last whole commit, and where they begin.
+    pub(crate) torn: Option<String>,
 }
 
-/// Replays every whole commit in log order: `apply` gets its frames.
-///
-/// # Errors
-/// `Corrupted` names the file and the offset of a damaged frame that is not the torn end of the log.
+impl Recovered {
+    /// The tables or the catalog have seen every position below `lsn`: what the log lacks of them is lost.
+    pub(crate) fn reach(&mut self, lsn: u64, dir: &Path) {
+        if self.next_lsn < lsn {
+            let why = format!(
+                "the log in {} ends before position {}: segments are missing; restore them from a backup",
+                dir.display(),
+                lsn - 1
+            );
+            self.gaps.push(Gap { from_lsn: self.next_lsn, to_lsn: lsn, why });
+            self.next_lsn = lsn;
+        }
+    }
+}
+
+/// Replays every whole commit in log order: `apply` gets its frames. Damage of what was durable becomes a
+/// [`Gap`], behind which the replay goes on.
 pub(crate) fn replay(
-    disk: &dyn LogDisk,
+    disk: &dyn Disk,
     dir: &Path,
+    torn: Torn,
     mut apply: impl FnMut(&[FrameRef<'_>]) -> Result<()>,
 ) -> Result<Recovered> {
     let mut segments = list_segments(disk, dir)?;
-    let mut next_lsn = segments.first().map_or(1, |segment| segment.first_lsn);
-    let last = segments.len().saturating_sub(1);
+    let next_lsn = segments.first().map_or(1, |segment| segment.first_lsn);
+    let mut recovered = Recovered { segments: Vec::new(), next_lsn, gaps: Vec::new(), torn: None };
+    let mut unread: Option<String> = None;
     for (index, segment) in segments.iter().enumerate() {
-        if segment.first_lsn != next_lsn {
-            return Err(Error::corrupted(format!(
-                "the log before {} is missing: it starts at position {}, expected {next_lsn}",
-                segment.path.display(),
-                segment.first_lsn
-            )));
+        let is_last = index + 1 == segments.len();
+        if segment.first_lsn != recovered.next_lsn {
+            let missing = || format!("the log before {} is missing; restore it from a backup", segment.path.display());
+            let why = unread.take().unwrap_or_else(missing);
+            recovered.gaps.push(Gap { from_lsn: recovered.next_lsn, to_lsn: segment.first_lsn, why });
+            recovered.next_lsn = segment.first_lsn;
         }
         let bytes = disk.read(&segment.path).map_err(|e| Error::io(segment.path.display(), e))?;
-        let good = replay_segment(&bytes, segment, index == last, &mut next_lsn, &mut apply)?;
-        if good < bytes.len() {
-            tracing::warn!(
-                file = %segment.path.display(), offset = good, bytes = bytes.len() - good,
-                "cut off a torn write at the end of the log; it was never acknowledged"
-            );
-            disk.truncate(&segment.path, good as u64).map_err(|e| Error::io(segment.path.display(), e))?;
+        let good = replay_segment(&bytes, segment, is_last, &mut recovered, &mut apply)?;
+        unread = (good < bytes.len()).then(|| damaged(segment, good, "later segments exist"));
+        if good < bytes.len() && is_last {
+            let end = format!("{} has {} torn bytes at offset {good}", segment.path.display(), bytes.len() - good);
+            if torn == Torn::CutOff {
+                tracing::warn!("{end}; cut off, they were never acknowledged");
+                disk.truncate(&segment.path, good as u64).map_err(|e| Error::io(segment.path.display(), e))?;
+            }
+            recovered.torn = Some(end);
         }
     }
     // An empty last segment stays on disk, where its name says how far the log has come; the writer
     // starts there and replaces it.
-    segments.retain(|segment| segment.first_lsn < next_lsn);
-    Ok(Recovered { segments, next_lsn })
+    segments.retain(|segment| segment.first_lsn < recovered.next_lsn);
+    recovered.segments = segments;
+    Ok(recovered)
 }
 
-fn list_segments(disk: &dyn LogDisk, dir: &Path) -> Result<Vec<Segment>> {
+fn list_segments(disk: &dyn Disk, dir: &Path) -> Result<Vec<Segment>> {
     let mut segments = Vec::new();
     for path in disk.list(dir).map_err(|e| Error::io(dir.display(), e))? {
         let stem = path.file_stem().and_then(|stem| stem.to_str()).and_then(|stem| stem.parse().ok());
@@ -74,28 +124,33 @@ fn list_segments(disk: &dyn LogDisk, dir: &Path) -> Result<Vec<Segment>> {
     Ok(segments)
 }
 
-/// The number of bytes that hold whole commits.
+/// The number of bytes that hold whole commits, or gaps.
 fn replay_segment(
     bytes: &[u8],
     segment: &Segment,
     is_last: bool,
-    next_lsn: &mut u64,
+    recovered: &mut Recovered,
     apply: &mut impl FnMut(&[FrameRef<'_>]) -> Result<()>,
 ) -> Result<usize> {
+    if is_last && bytes.len() < SEGMENT_HEADER_BYTES {
+        return Ok(0);
+    }
     let header = [&MAGIC[..], &segment.first_lsn.to_le_bytes()[..]].concat();
     if bytes.get(..SEGMENT_HEADER_BYTES) != Some(&header[..]) {
-        let torn = is_last && bytes.len() <= SEGMENT_HEADER_BYTES && later_group(bytes, 0, 0).is_none();
-        return if torn { Ok(0) } else { Err(damaged(segment, 0, "its header is not that of a log segment")) };
+        // The file's name says the same; what follows speaks for itself.
+        tracing::warn!("{}", damaged(segment, 0, "its header is not that of a log segment"));
     }
     let (mut offset, mut good) = (SEGMENT_HEADER_BYTES, SEGMENT_HEADER_BYTES);
-    let mut lsn = *next_lsn;
+    let mut lsn = recovered.next_lsn;
     let mut commit = Vec::new();
     while offset < bytes.len() {
         let Some(frame) = FrameRef::parse(&bytes[offset..]).filter(|frame| frame.lsn == lsn) else {
-            if let Some(later) = later_group(bytes, offset + 1, lsn) {
-                return Err(damaged(segment, offset, &format!("a later write, at offset {later}, is whole")));
-            }
-            break;
+            let Some((later, later_lsn)) = later_group(bytes, offset + 1, lsn) else { break };
+            let why = damaged(segment, offset, &format!("a later write, at offset {later}, is whole"));
+            recovered.gaps.push(Gap { from_lsn: recovered.next_lsn, to_lsn: later_lsn, why });
+            commit.clear();
+            (offset, good, lsn, recovered.next_lsn) = (later, later, later_lsn, later_lsn);
+            continue;
         };
         offset += frame.len();
         lsn += 1;
@@ -105,32 +160,31 @@ fn replay_segment(
             apply(&commit).map_err(|e| name_place(e, segment, good))?;
             commit.clear();
             good = offset;
-            *next_lsn = lsn;
+            recovered.next_lsn = lsn;
         }
-    }
-    if good < bytes.len() && !is_last {
-        return Err(damaged(segment, good, "later segments exist"));
     }
     Ok(good)
 }
 
-/// Offset of a whole frame at or after `from` that was written when the frame `lsn` was durable already.
-fn later_group(bytes: &[u8], from: usize, lsn: u64) -> Option<usize> {
+/// Offset and LSN of the first whole frame at or after `from` that was written when the frame `lsn` was durable
+/// already, and begins a group and with it a commit.
+fn later_group(bytes: &[u8], from: usize, lsn: u64) -> Option<(usize, u64)> {
     let last = bytes.len().checked_sub(FRAME_HEADER_BYTES)?;
-    (from..=last).find(|&offset| {
+    (from..=last).find_map(|offset| {
         // The LSN can only be a little ahead; this spares the checksum at almost every offset.
         let ahead = u64::from_le_bytes(bytes[offset + 8..offset + 16].try_into().unwrap_or_default());
         let most = lsn + ((bytes.len() - from) / FRAME_HEADER_BYTES) as u64 + 1;
-        (lsn..=most).contains(&ahead)
-            && FrameRef::parse(&bytes[offset..]).is_some_and(|frame| frame.group_lsn > lsn || lsn == 0)
+        let near = (lsn..=most).contains(&ahead);
+        let frame = near.then(|| FrameRef::parse(&bytes[offset..])).flatten()?;
+        (frame.group_lsn > lsn && frame.group_lsn == frame.lsn).then_some((offset, frame.lsn))
     })
 }
 
-fn damaged(segment: &Segment, offset: usize, why: &str) -> Error {
-    Error::corrupted(format!(
+fn damaged(segment: &Segment, offset: usize, why: &str) -> String {
+    format!(
         "log segment {} is damaged at offset {offset}: {why}; restore the file from a backup",
         segment.path.display()
-    ))
+    )
 }
 
 fn name_place(error: Error, segment: &Segment, offset: usize) -> Error {
@@ -140,10 +194,10 @@ fn name_place(error: Error, segment: &Segment, offset: usize) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use super::super::disk::FileDisk;
     use super::super::frame::Frame;
     use super::super::segment_path;
     use super::*;
+    use crate::disk::FileDisk;
 
     /// A segment from LSN 1 with frames of `(place in the group, further frames follow)`.
     fn segment(frames: &[(u32, bool)]) -> (Vec<u8>, Vec<usize>) {
@@ -163,7 +217,7 @@ mod tests {
         let path = segment_path(dir.path(), 1);
         std::fs::write(&path, bytes).unwrap();
         let mut commits = Vec::new();
-        let recovered = replay(&FileDisk, dir.path(), |frames| {
+        let recovered = replay(&FileDisk, dir.path(), Torn::CutOff, |frames| {
             commits.push(frames.len());
             Ok(())
         });
@@ -180,13 +234,23 @@ mod tests {
     }
 
     #[test]
-    fn a_hole_before_a_later_group_is_corruption() {
-        let (mut bytes, starts) = segment(&[(0, false), (0, false), (1, false), (0, false)]);
+    fn a_hole_before_a_later_group_is_a_gap_behind_which_the_log_goes_on() {
+        let (mut bytes, starts) = segment(&[(0, false), (0, false), (1, true), (2, false), (0, false), (1, false)]);
         bytes[starts[2] + FRAME_HEADER_BYTES] ^= 1;
-        let (recovered, _, len) = recover(&bytes);
-        let error = recovered.unwrap_err();
-        assert!(error.message().contains(&format!("offset {}", starts[2])), "{error}");
+        let (recovered, commits, len) = recover(&bytes);
+        let recovered = recovered.unwrap();
+        let [gap] = &recovered.gaps[..] else { panic!("{recovered:?}") };
+        assert_eq!((gap.from_lsn, gap.to_lsn), (3, 5), "the rest of a commit goes with its damaged frame");
+        assert!(gap.why.contains(&format!("offset {}", starts[2])), "{gap:?}");
+        assert_eq!((recovered.next_lsn, commits), (7, vec![1, 1, 1, 1]));
         assert_eq!(len, bytes.len() as u64, "a damaged log is left as it is");
+    }
+
+    #[test]
+    fn a_gap_hides_rows_of_tables_that_neither_hold_it_nor_came_later() {
+        let gap = Gap { from_lsn: 3, to_lsn: 5, why: String::new() };
+        assert!(gap.may_hide(3, None) && gap.may_hide(0, Some(1)));
+        assert!(!gap.may_hide(4, None) && !gap.may_hide(0, Some(5)));
     }
 
     #[test]

@@ -10,10 +10,10 @@ use hypr_common::{Error, ErrorKind, Result};
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
-use super::disk::{LogDisk, LogFile};
 use super::frame::{Frame, MAGIC, SEGMENT_HEADER_BYTES};
 use super::recover::{Recovered, Segment};
 use super::segment_path;
+use crate::disk::{Disk, DiskFile};
 use crate::table::TableShared;
 
 /// A group stops growing at this many bytes, so that one sync never waits for much.
@@ -60,7 +60,7 @@ pub(crate) struct Log {
     queued_kib: Arc<Semaphore>,
     queue_kib: u32,
     shared: Arc<Shared>,
-    disk: Arc<dyn LogDisk>,
+    disk: Arc<dyn Disk>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -91,6 +91,7 @@ impl Log {
             segment_bytes: options.segment_bytes,
             file: None,
             len: 0,
+            place: 0,
             next_lsn: recovered.next_lsn,
             poisoned: None,
         };
@@ -141,8 +142,16 @@ impl Log {
         let mut segments = self.shared.segments.lock();
         // A segment ends where the next one starts; the last one is being written.
         let obsolete = segments.windows(2).take_while(|pair| pair[1].first_lsn <= lsn).count();
-        for segment in segments.drain(..obsolete) {
-            self.disk.remove(&segment.path).map_err(|e| Error::io(segment.path.display(), e))?;
+        for _ in 0..obsolete {
+            let path = &segments[0].path;
+            // Synced one by one: a crash that kept an earlier segment but not a later one would leave a gap.
+            let removed = match self.disk.remove(path) {
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+                removed => removed,
+            };
+            let synced = removed.and_then(|()| path.parent().map_or(Ok(()), |dir| self.disk.sync_dir(dir)));
+            synced.map_err(|e| Error::io(path.display(), e))?;
+            segments.remove(0);
         }
         Ok(())
     }
@@ -172,12 +181,14 @@ pub(crate) fn closed() -> Error {
 
 struct Writer {
     dir: PathBuf,
-    disk: Arc<dyn LogDisk>,
+    disk: Arc<dyn Disk>,
     shared: Arc<Shared>,
     segment_bytes: u64,
-    file: Option<Box<dyn LogFile>>,
-    /// Bytes of whole, synced commits in `file`.
+    file: Option<Box<dyn DiskFile>>,
+    /// Bytes of whole, synced commits in `file`, and of the mark after them.
     len: u64,
+    /// Frames of the next group that are written already: the mark.
+    place: u32,
     next_lsn: u64,
     /// Why the log refuses writes until it is opened again.
     poisoned: Option<String>,
@@ -208,8 +219,9 @@ impl Writer {
         let Some(file) = self.file.as_mut() else {
             return Err(Error::internal("the log has no open segment"));
         };
-        if let Err(error) = append_group(file.as_mut(), self.next_lsn, group) {
-            if let Err(again) = file.truncate(self.len) {
+        if let Err(error) = append_group(file.as_mut(), self.next_lsn, self.place, group) {
+            // Synced, or a crash could bring back rows that were refused.
+            if let Err(again) = file.truncate(self.len).and_then(|()| file.sync()) {
                 self.poisoned = Some(format!("a failed write could not be taken back: {again}"));
             }
             return Err(Error::io(
@@ -221,10 +233,26 @@ impl Writer {
             self.poisoned = Some(format!("syncing the log failed: {error}"));
             // Best effort: whether these bytes survive is unknown either way.
             let _ = file.truncate(self.len);
-            return Err(Error::io("syncing the log failed; whether the rows are kept is decided at restart", error));
+            let message = format!("syncing the log failed ({error}); whether the rows are kept is decided at restart");
+            return Err(Error::internal(message).with_source(error));
         }
         self.len += group.iter().map(Commit::bytes).sum::<usize>() as u64;
+        self.place = 0;
         Ok(())
+    }
+
+    /// Says that what was written so far is durable. Without it (a full disk) damage of the last group would
+    /// be taken for a torn write, no more.
+    fn mark(&mut self) {
+        let Some(file) = self.file.as_mut() else { return };
+        let mark = Frame::mark();
+        if file.append(&mark.header(self.next_lsn, 0, false)).is_ok() {
+            self.len += mark.len() as u64;
+            self.next_lsn += 1;
+            self.place = 1;
+        } else if let Err(again) = file.truncate(self.len) {
+            self.poisoned = Some(format!("a failed write could not be taken back: {again}"));
+        }
     }
 
     fn apply(&mut self, group: Vec<Commit>) {
@@ -236,6 +264,7 @@ impl Writer {
             commit.effect.apply(first, self.next_lsn - 1, &mut touched);
             acknowledgements.push((commit.done, self.next_lsn - 1));
         }
+        self.mark();
         touched.0.iter().for_each(|table| table.publish());
         self.shared.applied_lsn.store(self.next_lsn - 1, Ordering::Release);
         for (done, lsn) in acknowledgements {
@@ -245,8 +274,16 @@ impl Writer {
     }
 
     fn new_segment(&mut self) -> Result<()> {
+        if let Some(file) = self.file.as_mut().filter(|_| self.place > 0) {
+            // A closed segment must not lack its last frame.
+            if let Err(error) = file.sync() {
+                self.poisoned = Some(format!("syncing the log failed: {error}"));
+                return Err(Error::io("syncing the log failed and nothing was stored; restart the server", error));
+            }
+        }
+        self.place = 0;
         let path = segment_path(&self.dir, self.next_lsn);
-        let create = || -> std::io::Result<Box<dyn LogFile>> {
+        let create = || -> std::io::Result<Box<dyn DiskFile>> {
             let mut file = self.disk.create(&path)?;
             file.append(&[&MAGIC[..], &self.next_lsn.to_le_bytes()[..]].concat())?;
             file.sync()?;
@@ -273,9 +310,8 @@ fn gather(first: Commit, commits: &mut mpsc::Receiver<Commit>) -> Vec<Commit> {
     group
 }
 
-fn append_group(file: &mut dyn LogFile, mut lsn: u64, group: &[Commit]) -> std::io::Result<()> {
+fn append_group(file: &mut dyn DiskFile, mut lsn: u64, mut place: u32, group: &[Commit]) -> std::io::Result<()> {
     let mut buffer = Vec::new();
-    let mut place = 0;
     for commit in group {
         for (index, frame) in commit.frames.iter().enumerate() {
             let continued = index + 1 < commit.frames.len();

@@ -8,6 +8,7 @@ mod flushes;
 mod model;
 mod nearest;
 mod objects;
+mod simulation;
 mod support;
 mod text;
 mod types;
