@@ -24,7 +24,7 @@ def binary() -> str:
 class Server:
     """`hyprstream serve` on a directory; the port is the system's choice."""
 
-    def __init__(self, data_dir: pathlib.Path):
+    def __init__(self, data_dir: pathlib.Path, settings: dict | None = None, wait: bool = True):
         self.data_dir = data_dir
         self.log = data_dir.parent / f"{data_dir.name}.log"
         with open(self.log, "ab") as log:
@@ -33,10 +33,15 @@ class Server:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
+                env=os.environ | (settings or {}),
             )
         # A reader of its own, so that a server that says nothing cannot hang the tests.
         self.lines: queue.Queue[str] = queue.Queue()
         threading.Thread(target=self._read, daemon=True).start()
+        if wait:
+            self._await_ready()
+
+    def _await_ready(self):
         line = self.lines.get(timeout=START_TIMEOUT_S)
         prefix = "hyprstream ready on http://"
         assert line.startswith(prefix), f"{line!r}; log:\n{self.log.read_text()}"

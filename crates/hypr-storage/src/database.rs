@@ -14,6 +14,7 @@ use uuid::Uuid;
 
 use crate::catalog::{CatalogChange, Checkpoint, StoredTable, TableDefinition};
 use crate::constraints::Constraints;
+use crate::compaction;
 use crate::disk::Disk;
 use crate::flush;
 use crate::lance_store::LanceStore;
@@ -42,6 +43,7 @@ pub(crate) struct Inner {
     pub(crate) log: Arc<Log>,
     models: Arc<ModelStore>,
     flush_wanted: Arc<Notify>,
+    pub(crate) compaction_wanted: Arc<Notify>,
     /// One catalog change at a time.
     ddl: tokio::sync::Mutex<()>,
     closed: AtomicBool,
@@ -131,6 +133,7 @@ impl Database {
             lance,
             log,
             flush_wanted,
+            compaction_wanted: Arc::default(),
             ddl: tokio::sync::Mutex::default(),
             closed: AtomicBool::new(false),
             options,
@@ -139,6 +142,7 @@ impl Database {
         if inner.options.background_flush {
             let tick = (inner.options.flush_age / 4).clamp(Duration::from_millis(10), Duration::from_millis(250));
             tokio::spawn(flush::run(Arc::downgrade(&inner), Arc::clone(&inner.flush_wanted), tick));
+            tokio::spawn(compaction::run(Arc::downgrade(&inner), Arc::clone(&inner.compaction_wanted)));
         }
         Ok(Self { inner })
     }
@@ -220,12 +224,18 @@ impl Database {
         done.await.map_err(|_| closed())?.map(drop)
     }
 
-    /// Moves everything that is only in the log into Lance, and cuts the log.
+    /// Moves everything that is only in the log into Lance, cuts the log, and compacts.
     ///
     /// # Errors
     /// The first failure; the rows stay in the log and in memory.
     pub async fn flush(&self) -> Result<()> {
-        self.inner.flush_where(|table| table.tail.lock().unflushed().first_lsn.is_some() && table.damage().is_none()).await
+        self.flush_all().await?;
+        self.inner.compact_all().await
+    }
+
+    async fn flush_all(&self) -> Result<()> {
+        let due = |table: &TableShared| table.tail.lock().unflushed().first_lsn.is_some() && table.damage().is_none();
+        self.inner.flush_where(due).await.map(drop)
     }
 
     /// Waits for commits under way, refuses new ones, and flushes.
@@ -235,7 +245,7 @@ impl Database {
     pub async fn close(&self) -> Result<()> {
         self.inner.closed.store(true, Ordering::Release);
         self.inner.log.close().await;
-        self.flush().await
+        self.flush_all().await
     }
 
     /// The models in this directory.
@@ -395,7 +405,7 @@ pub(crate) fn recover_catalog(
     Ok(RecoveredCatalog { state, tables, created })
 }
 
-async fn open_tables(
+pub(crate) async fn open_tables(
     dir: &Path,
     lance: &LanceStore,
     options: &StorageOptions,
@@ -417,7 +427,7 @@ async fn open_tables(
 }
 
 /// Replays the rows that Lance does not hold yet.
-fn recover_rows(
+pub(crate) fn recover_rows(
     disk: &dyn Disk,
     log_dir: &Path,
     tables: &HashMap<u32, Arc<TableShared>>,

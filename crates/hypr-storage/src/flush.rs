@@ -16,7 +16,7 @@ use crate::database::Inner;
 use crate::lance_store::Stamp;
 use crate::options::FlushStep;
 use crate::schema::lance_schema;
-use crate::table::TableShared;
+use crate::table::{Superseded, TableShared};
 use crate::tail::{Frozen, live_rows};
 
 /// Runs until the database is closed or dropped.
@@ -49,27 +49,30 @@ impl Inner {
                     || span.rows >= options.flush_rows
                     || age_us >= i64::try_from(options.flush_age.as_micros()).unwrap_or(i64::MAX))
         };
-        self.flush_where(due).await
+        if self.flush_where(due).await? > 0 {
+            self.compaction_wanted.notify_one();
+        }
+        Ok(())
     }
 
-    /// Flushes every table that has unflushed rows, then cuts the log.
-    pub(crate) async fn flush_where(&self, due: impl Fn(&TableShared) -> bool) -> Result<()> {
+    /// Flushes the tables that are `due`, then cuts the log; returns how many there were.
+    pub(crate) async fn flush_where(&self, due: impl Fn(&TableShared) -> bool) -> Result<usize> {
         let mut result = Ok(());
-        let mut flushed = false;
+        let mut flushed = 0;
         for table in self.catalog.tables().iter().map(|table| &table.shared).filter(|table| due(table)) {
             let outcome = self.flush_table(table).await;
             *table.flush_error.lock() = outcome.as_ref().err().map(|e| (e.kind(), e.message().to_owned()));
             table.flushed.notify_waiters();
             match outcome {
-                Ok(()) => flushed = true,
+                Ok(()) => flushed += 1,
                 // The other tables are flushed all the same.
                 Err(error) => result = Err(error),
             }
         }
-        if flushed {
+        if flushed > 0 {
             self.cut_log()?;
         }
-        result
+        result.map(|()| flushed)
     }
 
     async fn flush_table(&self, table: &Arc<TableShared>) -> Result<()> {
@@ -79,6 +82,8 @@ impl Inner {
         }
         self.finish_earlier_flush(table).await?;
         let Some(frozen) = table.tail.lock().freeze() else { return Ok(()) };
+        let name = table.definition.qualified_name();
+        tracing::debug!(table = %name, lsn = frozen.lsn, "a flush begins");
         self.reached(FlushStep::Frozen)?;
         let stamp = Stamp { lsn: frozen.lsn, next_row_id: table.next_row_id.load(Ordering::Acquire) };
         let rows = rows_to_write(table, &frozen)?;
@@ -90,13 +95,13 @@ impl Inner {
         let committed = self.lance.commit(dir, dataset, transaction).await?;
         self.reached(FlushStep::Committed)?;
         self.install(table, committed, true);
-        self.reached(FlushStep::Installed)?;
-        self.compact(table).await
+        tracing::debug!(table = %name, "a flush ends");
+        self.reached(FlushStep::Installed)
     }
 
     /// A flush that failed after its commit was sent may have landed; committing it again would double its
     /// rows.
-    async fn finish_earlier_flush(&self, table: &Arc<TableShared>) -> Result<()> {
+    pub(crate) async fn finish_earlier_flush(&self, table: &Arc<TableShared>) -> Result<()> {
         let Some(unfinished) = table.tail.lock().unfinished() else { return Ok(()) };
         if let Some((dataset, stamp)) = self.lance.open(&table.dir.path).await? {
             self.install(table, dataset, stamp.lsn == unfinished.lsn);
@@ -105,12 +110,12 @@ impl Inner {
     }
 
     /// Shows readers `dataset`; with `flushed`, it holds the frozen prefix of the tail.
-    fn install(&self, table: &TableShared, dataset: lance::Dataset, flushed: bool) {
+    pub(crate) fn install(&self, table: &TableShared, dataset: lance::Dataset, flushed: bool) {
         let dataset = Arc::new(dataset);
         {
             let mut tail = table.tail.lock();
             if let Some((old, _)) = tail.flushed() {
-                table.superseded.lock().push((old.manifest().version, self.options.clock.now_us()));
+                table.superseded.lock().push(Superseded::new(&old, self.options.clock.now_us()));
             }
             if flushed {
                 tail.install(dataset);
@@ -119,28 +124,6 @@ impl Inner {
             }
         }
         table.publish();
-    }
-
-    /// Joins small fragments and removes versions that no reader holds any more.
-    async fn compact(&self, table: &Arc<TableShared>) -> Result<()> {
-        let Some((dataset, lsn)) = table.tail.lock().flushed() else { return Ok(()) };
-        let options = &self.options;
-        let stamp = Stamp { lsn, next_row_id: table.next_row_id.load(Ordering::Acquire) };
-        let (fan_in, target) = (options.compaction_fan_in, options.compaction_target_rows);
-        let Some(compacted) = self.lance.compact(&table.dir.path, &dataset, fan_in, target, stamp).await? else {
-            return Ok(());
-        };
-        drop(dataset);
-        self.install(table, compacted, false);
-        let Some((dataset, _)) = table.tail.lock().flushed() else { return Ok(()) };
-        let keep_us = i64::try_from(options.version_retention.as_micros()).unwrap_or(i64::MAX);
-        let horizon = options.clock.now_us().saturating_sub(keep_us);
-        let oldest_needed = {
-            let mut superseded = table.superseded.lock();
-            superseded.retain(|(_, at)| *at > horizon);
-            superseded.iter().map(|(version, _)| *version).min()
-        };
-        self.lance.clean_up(&dataset, oldest_needed.unwrap_or(u64::MAX)).await
     }
 
     fn cut_log(&self) -> Result<()> {

@@ -16,6 +16,7 @@ use arrow_array::RecordBatch;
 use arrow_array::cast::AsArray;
 use arrow_array::types::UInt64Type;
 use arrow_schema::SchemaRef;
+use datafusion::common::DataFusionError;
 use datafusion::prelude::{col, lit};
 use futures::TryStreamExt;
 use hypr_common::{Error, ErrorKind, Result};
@@ -43,6 +44,8 @@ pub const NEXT_ROW_ID_KEY: &str = "hypr.next_row_id";
 
 const INDEX_CACHE_BYTES: usize = 256 << 20;
 const METADATA_CACHE_BYTES: usize = 128 << 20;
+/// One compaction reads about this much at most, so that a flush never waits for it for long.
+const COMPACTION_BYTES: u64 = 512 << 20;
 
 /// What a commit says about itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -159,6 +162,9 @@ impl LanceStore {
         if recorded.is_none() && !self.has_version(dir)? {
             return Ok(None);
         }
+        // A killed process may have left the newest manifest with a name that is not durable.
+        let versions = dir.join("_versions");
+        self.disk.sync_dir(&versions).map_err(|e| Error::io(versions.display(), e))?;
         let params = ReadParams {
             session: Some(Arc::clone(&self.session)),
             store_options: Some(self.store_params.clone()),
@@ -255,34 +261,48 @@ impl LanceStore {
             .map_err(|e| lance_error("committing a flush", e))
     }
 
-    /// Joins fragments of similar size; `None` when there is nothing to gain.
-    pub(crate) async fn compact(
-        &self,
-        dir: &Path,
-        dataset: &Arc<Dataset>,
-        fan_in: usize,
-        target_rows: usize,
-        stamp: Stamp,
-    ) -> Result<Option<Dataset>> {
-        let chosen = choose_fragments(dataset.fragments(), fan_in, target_rows);
-        if chosen.is_empty() {
-            return Ok(None);
-        }
+    /// Writes (and syncs) the live rows of the chosen fragments as new ones; nothing refers to them yet.
+    pub(crate) async fn rewrite(&self, dataset: &Arc<Dataset>, chosen: &Chosen) -> Result<Vec<Fragment>> {
         let mut scanner = dataset.scan();
-        scanner.with_fragments(chosen.clone()).scan_in_order(true).batch_size(batch_rows(&chosen));
+        scanner.with_fragments(chosen.0.clone()).scan_in_order(true).batch_size(batch_rows(&chosen.0));
         let stream = scanner.try_into_stream().await.map_err(|e| lance_error("compacting", e))?;
-        let params = self.write_params(WriteMode::Append, stamp);
+        let params = self.write_params(WriteMode::Append, Stamp::default());
         let transaction = InsertBuilder::new(Arc::clone(dataset))
             .with_params(&params)
             .execute_uncommitted_stream(datafusion::physical_plan::SendableRecordBatchStream::from(stream))
             .await
             .map_err(|e| lance_error("compacting", e))?;
-        let Operation::Append { fragments } = transaction.operation else {
-            return Err(Error::internal("a compaction did not append"));
-        };
-        let removed = chosen.iter().map(|fragment| fragment.id).collect();
-        let transaction = replacement(dataset, removed, Vec::new(), fragments, stamp);
-        self.commit(dir, Some(dataset), transaction).await.map(Some)
+        match transaction.operation {
+            Operation::Append { fragments } => Ok(fragments),
+            other => Err(Error::internal(format!("a compaction became {}", other.name()))),
+        }
+    }
+
+    /// Puts `written` in the place of what it was written from, in one version.
+    pub(crate) async fn commit_rewrite(
+        &self,
+        dir: &Path,
+        dataset: &Arc<Dataset>,
+        chosen: Chosen,
+        written: Vec<Fragment>,
+        stamp: Stamp,
+    ) -> Result<Dataset> {
+        let removed = chosen.0.iter().map(|fragment| fragment.id).collect();
+        let transaction = replacement(dataset, removed, Vec::new(), written, stamp);
+        self.commit(dir, Some(dataset), transaction).await
+    }
+
+    /// Removes data files that no version will refer to.
+    pub(crate) fn discard(&self, dir: &Path, written: &[Fragment]) {
+        for file in written.iter().flat_map(|fragment| &fragment.files) {
+            let path = dir.join("data").join(&file.path);
+            if let Err(error) = self.disk.remove(&path) {
+                // Lance removes it when it is a week old.
+                tracing::warn!(file = %path.display(), %error, "a file that is not needed cannot be removed");
+            } else if let Ok(table) = self.checksums.table(dir) {
+                table.forget(&format!("data/{}", file.path));
+            }
+        }
     }
 
     /// Removes versions before `before_version`, and files that only they use. The newest stays, and with
@@ -363,23 +383,57 @@ async fn delete_rows(dataset: &Arc<Dataset>, dead: &[DeadRows]) -> Result<(Vec<F
     Ok((updated, removed))
 }
 
-/// The fragments to join: the largest run of at least `fan_in` fragments within a factor of `fan_in` in size,
-/// and those that are mostly deleted.
-fn choose_fragments(fragments: &[Fragment], fan_in: usize, target_rows: usize) -> Vec<Fragment> {
-    let rows = |fragment: &Fragment| fragment.num_rows().unwrap_or(0);
-    let hollow = |fragment: &Fragment| {
-        let physical = fragment.physical_rows.unwrap_or(0);
-        physical > 0 && rows(fragment) * 2 < physical
-    };
-    let tier = |fragment: &Fragment| rows(fragment).max(1).ilog(fan_in.max(2));
-    let mut tiers: HashMap<u32, usize> = HashMap::new();
-    for fragment in fragments.iter().filter(|fragment| rows(fragment) < target_rows) {
-        *tiers.entry(tier(fragment)).or_default() += 1;
+/// Fragments that one compaction joins, never none.
+#[derive(Debug)]
+pub(crate) struct Chosen(Vec<Fragment>);
+
+impl Chosen {
+    /// The largest run of at least `fan_in` fragments within a factor of `fan_in` in size with all that are
+    /// smaller, or else those that are mostly deleted; of about [`COMPACTION_BYTES`] at most.
+    pub(crate) fn of(dataset: &Dataset, fan_in: usize, target_rows: usize) -> Option<Self> {
+        let fragments = dataset.fragments();
+        let rows = |fragment: &Fragment| fragment.num_rows().unwrap_or(0);
+        let small =
+            |fragment: &Fragment| rows(fragment) < target_rows && file_bytes(fragment) < COMPACTION_BYTES / 4;
+        let hollow = |fragment: &Fragment| {
+            let physical = fragment.physical_rows.unwrap_or(0);
+            physical > 0 && rows(fragment) * 2 < physical
+        };
+        let tier = |fragment: &Fragment| rows(fragment).max(1).ilog(fan_in.max(2));
+        let mut tiers: HashMap<u32, usize> = HashMap::new();
+        for fragment in fragments.iter().filter(|fragment| small(fragment)) {
+            *tiers.entry(tier(fragment)).or_default() += 1;
+        }
+        let full = tiers.iter().filter(|(_, count)| **count >= fan_in.max(2)).map(|(tier, _)| *tier).max();
+        let in_full_tier = |fragment: &Fragment| small(fragment) && full.is_some_and(|full| tier(fragment) <= full);
+        // One kind at a time: a small fragment that is alone with a large hollow one would be rewritten for nothing.
+        let joins = full.is_some();
+        let wanted = fragments.iter().filter(|fragment| if joins { in_full_tier(fragment) } else { hollow(fragment) });
+        let mut bytes = 0;
+        let chosen: Vec<Fragment> = wanted
+            .take_while(|fragment| {
+                let first = bytes == 0;
+                bytes += file_bytes(fragment).max(1);
+                first || bytes <= COMPACTION_BYTES
+            })
+            .cloned()
+            .collect();
+        (!chosen.is_empty()).then_some(Self(chosen))
     }
-    let full = tiers.iter().filter(|(_, count)| **count >= fan_in.max(2)).map(|(tier, _)| *tier).max();
-    let in_full_tier =
-        |fragment: &Fragment| rows(fragment) < target_rows && full.is_some_and(|full| tier(fragment) <= full);
-    fragments.iter().filter(|fragment| in_full_tier(fragment) || hollow(fragment)).cloned().collect()
+
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether no row of them was deleted since, nor a file replaced.
+    pub(crate) fn is_unchanged_in(&self, dataset: &Dataset) -> bool {
+        let now: HashMap<u64, &Fragment> = dataset.fragments().iter().map(|fragment| (fragment.id, fragment)).collect();
+        self.0.iter().all(|fragment| now.get(&fragment.id) == Some(&fragment))
+    }
+}
+
+fn file_bytes(fragment: &Fragment) -> u64 {
+    fragment.files.iter().filter_map(|file| file.file_size_bytes.get()).map(u64::from).sum()
 }
 
 /// Properties do not carry forward, and others may commit to the dataset too: walks back to the newest
@@ -420,8 +474,19 @@ fn uri(dir: &Path) -> Result<String> {
     Ok(format!("file-object-store://{}", path.replace('%', "%25").replace(' ', "%20")))
 }
 
+/// As [`lance_error`], of a scan that runs.
+pub(crate) fn scan_error(what: &str, error: DataFusionError) -> Error {
+    match DamagedFile::behind(&error) {
+        Some(damaged) => Error::corrupted(format!("{what}: {damaged}")).with_source(error),
+        None => Error::internal(format!("{what}: {error}")).with_source(error),
+    }
+}
+
 /// A Lance error with the kind that tells the caller what to do.
 pub(crate) fn lance_error(what: &str, error: lance::Error) -> Error {
+    if let Some(damaged) = DamagedFile::behind(&error) {
+        return Error::corrupted(format!("{what}: {damaged}")).with_source(error);
+    }
     let mut source: Option<&(dyn std::error::Error + 'static)> = Some(&error);
     while let Some(inner) = source {
         if let Some(io) = inner.downcast_ref::<std::io::Error>()
@@ -429,9 +494,6 @@ pub(crate) fn lance_error(what: &str, error: lance::Error) -> Error {
         {
             let message = format!("{what}: the disk is full; free space, nothing is lost");
             return Error::new(ErrorKind::ResourceExhausted, message).with_source(error);
-        }
-        if let Some(damaged) = inner.downcast_ref::<DamagedFile>() {
-            return Error::corrupted(format!("{what}: {damaged}")).with_source(error);
         }
         source = inner.source();
     }

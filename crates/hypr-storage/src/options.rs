@@ -34,8 +34,11 @@ pub struct StorageOptions {
     pub compaction_fan_in: usize,
     /// Fragments of at least this many rows are left alone by compaction. Default 1,000,000.
     pub compaction_target_rows: usize,
-    /// How long superseded Lance versions stay on disk for readers that still hold them. Default 1 h.
+    /// How long superseded Lance versions stay on disk for other programs that read them; scans of this process
+    /// keep theirs for as long as they need. Default 1 h.
     pub version_retention: Duration,
+    /// The most superseded Lance versions that stay on disk, also when they are younger than that. Default 100.
+    pub version_limit: usize,
     /// Flush and compact without being asked. Default true; off, only [`Database::flush`](crate::Database::flush)
     /// and [`Database::close`](crate::Database::close) flush, and writers of a full tail wait for those.
     pub background_flush: bool,
@@ -71,6 +74,7 @@ impl Default for StorageOptions {
             compaction_fan_in: 8,
             compaction_target_rows: 1_000_000,
             version_retention: Duration::from_secs(3600),
+            version_limit: 100,
             background_flush: true,
             vector_index_rows: 2000,
             vector_index_memory_bytes: 4 << 30,

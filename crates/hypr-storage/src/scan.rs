@@ -22,7 +22,8 @@ use lance::Dataset;
 use lance_table::format::Fragment;
 
 use crate::ROW_ID_COLUMN;
-use crate::lance_store::lance_error;
+use crate::checksums::DamagedFile;
+use crate::lance_store::{lance_error, scan_error};
 use crate::schema::{bare, row_id_field};
 use crate::table::TableShared;
 use crate::tail::{Snapshot, live_rows};
@@ -62,7 +63,7 @@ pub(crate) async fn plan_snapshot(
     partitions: usize,
     request: ScanRequest,
 ) -> Result<Arc<dyn ExecutionPlan>> {
-    table.refuse_unusable()?;
+    table.refuse_retired()?;
     let schema = &table.definition.columns;
     let projection = request.projection.unwrap_or_else(|| (0..schema.fields().len()).collect());
     let mut fields = schema.project(&projection)?.fields().to_vec();
@@ -241,6 +242,14 @@ impl Scan {
         self.output_batch(columns, batch.num_rows())
     }
 
+    /// Damage as our error, so that whoever asked learns the file.
+    fn name_damage(&self, error: DataFusionError) -> DataFusionError {
+        match DamagedFile::behind(&error) {
+            Some(_) => DataFusionError::External(Box::new(scan_error(&format!("reading {}", self.table), error))),
+            None => error,
+        }
+    }
+
     fn finish_tail(&self, piece: &RecordBatch) -> Result<RecordBatch, DataFusionError> {
         let rows = live_rows(piece, &self.snapshot.dead)?;
         let mut columns: Vec<_> = self.projection.iter().map(|at| Arc::clone(rows.column(*at))).collect();
@@ -336,7 +345,9 @@ impl TableScanExec {
         let scan = Arc::clone(&self.scan);
         let parts = plan.properties().output_partitioning().partition_count();
         let streams = (0..parts).map(|part| plan.execute(part, Arc::clone(&context))).collect::<Result<Vec<_>, _>>()?;
-        let finished = futures::stream::iter(streams).flatten().map(move |batch| scan.finish_lance(&batch?));
+        let finished = futures::stream::iter(streams)
+            .flatten()
+            .map(move |batch| scan.finish_lance(&batch.map_err(|error| scan.name_damage(error))?));
         // Compressed files say little about the size of their rows.
         Ok(finished.flat_map(|batch| {
             futures::stream::iter(match batch {

@@ -1,7 +1,7 @@
 //! One table: writes go through the log into the tail, reads see a snapshot.
 
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
@@ -19,7 +19,7 @@ use crate::catalog::{StoredTable, TableDefinition};
 use crate::constraints::Constraints;
 use crate::key_index::{Claims, KeyIndex, KeyKind, Reservation};
 use crate::disk::Disk;
-use crate::lance_store::{Stamp, TableDir};
+use crate::lance_store::{Stamp, TableDir, scan_error};
 use crate::row_feed::RowFeed;
 use crate::scan::{self, ScanRequest};
 use crate::schema::with_row_id;
@@ -47,8 +47,12 @@ pub(crate) struct TableShared {
     pub(crate) clock: Arc<dyn Clock>,
     /// One flush or compaction at a time.
     pub(crate) flushing: tokio::sync::Mutex<()>,
-    /// Lance versions that readers may still hold, and when they were superseded (microseconds).
-    pub(crate) superseded: Mutex<Vec<(u64, i64)>>,
+    /// One compaction at a time.
+    pub(crate) compacting: tokio::sync::Mutex<()>,
+    /// Lance versions that may still be wanted, ascending.
+    pub(crate) superseded: Mutex<Vec<Superseded>>,
+    /// Lance versions below this one are removed.
+    pub(crate) cleaned_version: AtomicU64,
     /// Set when the table was dropped: writers are refused, flushes stop.
     pub(crate) dropped: AtomicBool,
     /// Woken after each flush, for writers that wait for room.
@@ -89,7 +93,9 @@ impl TableShared {
             next_row_id: AtomicU64::new(0),
             clock,
             flushing: tokio::sync::Mutex::default(),
+            compacting: tokio::sync::Mutex::default(),
             superseded: Mutex::default(),
+            cleaned_version: AtomicU64::new(0),
             dropped: AtomicBool::new(false),
             flushed: Notify::new(),
             damaged: OnceLock::new(),
@@ -143,7 +149,6 @@ impl TableShared {
         }
     }
 
-    pub(crate) fn refuse_retired(&self) -> Result<()> {
     /// The table's files or log cannot be trusted: statements on it are refused, everything else goes on.
     pub(crate) fn mark_damaged(&self, why: &str) {
         let message = format!("table {} cannot be used: {why}", self.definition.qualified_name());
@@ -159,7 +164,7 @@ impl TableShared {
 
     /// # Errors
     /// `Corrupted` names the file; `NotFound` after a drop.
-    pub(crate) fn refuse_unusable(&self) -> Result<()> {
+    pub(crate) fn refuse_retired(&self) -> Result<()> {
         if let Some(damage) = self.damage() {
             return Err(Error::corrupted(damage));
         }
@@ -167,6 +172,26 @@ impl TableShared {
             return Err(Error::not_found(format!("table {} was dropped", self.definition.qualified_name())));
         }
         Ok(())
+    }
+}
+
+/// A Lance version that is not the newest any more.
+#[derive(Debug)]
+pub(crate) struct Superseded {
+    pub(crate) version: u64,
+    /// When, in microseconds since the Unix epoch.
+    pub(crate) superseded_us: i64,
+    dataset: Weak<lance::Dataset>,
+}
+
+impl Superseded {
+    pub(crate) fn new(dataset: &Arc<lance::Dataset>, superseded_us: i64) -> Self {
+        Self { version: dataset.manifest().version, superseded_us, dataset: Arc::downgrade(dataset) }
+    }
+
+    /// Whether a scan of this process reads it.
+    pub(crate) fn is_held(&self) -> bool {
+        self.dataset.strong_count() > 0
     }
 }
 
@@ -235,7 +260,7 @@ impl Table {
     /// `ResourceExhausted` a full disk; then nothing is stored.
     pub async fn insert(&self, batches: Vec<RecordBatch>) -> Result<u64> {
         self.shared.refuse_retired()?;
-        self.shared.refuse_unusable()?;
+        self.shared.refuse_retired()?;
         let batches = self.conform_all(&batches)?;
         if batches.is_empty() {
             return Ok(0);
@@ -316,7 +341,7 @@ impl Table {
             self.flush_wanted.notify_one();
             flushed.await;
             self.shared.refuse_retired()?;
-            self.shared.refuse_unusable()?;
+            self.shared.refuse_retired()?;
             if let Some((kind, why)) = self.shared.flush_error.lock().as_ref() {
                 return Err(Error::new(
                     *kind,
@@ -403,7 +428,7 @@ impl Table {
         let context = SessionContext::new();
         let request = ScanRequest { projection: Some(index.positions()), with_row_id: true, ..ScanRequest::default() };
         let plan = scan::plan(&self.shared, &context.state(), request).await?;
-        let internal = |e| Error::internal(format!("reading the keys of {}: {e}", definition.qualified_name()));
+        let internal = |e| scan_error(&format!("reading the keys of {}", definition.qualified_name()), e);
         let mut rows = datafusion::physical_plan::execute_stream(plan, context.task_ctx()).map_err(internal)?;
         while let Some(batch) = rows.try_next().await.map_err(internal)? {
             index.load(&batch)?;
@@ -459,7 +484,7 @@ impl Mutation {
     /// As for [`Table::insert`].
     pub async fn replace(self, mut row_ids: Vec<u64>, batches: Vec<RecordBatch>) -> Result<u64> {
         self.table.shared.refuse_retired()?;
-        self.table.shared.refuse_unusable()?;
+        self.table.shared.refuse_retired()?;
         row_ids.sort_unstable();
         row_ids.dedup();
         let batches = self.table.conform_all(&batches)?;

@@ -33,6 +33,8 @@ pub enum Command {
     Sql(SqlArgs),
     /// Bring foundation models into a data directory, list and remove them
     Model(ModelArgs),
+    /// Verify a data directory that no server holds
+    Check(CheckArgs),
 }
 
 /// Which data directory, and where settings come from.
@@ -76,6 +78,35 @@ pub struct ServeArgs {
     /// Address to listen on; port 0 picks a free one [default: 127.0.0.1:8080]
     #[arg(long, value_name = "HOST:PORT")]
     pub listen: Option<String>,
+}
+
+const CHECK_EXAMPLES: &str = "\
+Reads the catalog, the log, every file and every row of every table, and every model, and compares what has a
+checksum with it. Changes nothing. Exit code 0: sound, notes at most; 1: damaged, or the directory is in use.
+
+Examples:
+  hyprstream check /var/lib/hyprstream
+  hyprstream check --format json demo | jq '.findings[]'";
+
+/// `check`.
+#[derive(Debug, Args)]
+#[command(after_help = CHECK_EXAMPLES)]
+pub struct CheckArgs {
+    /// Data directory
+    #[arg(value_name = "DIR")]
+    pub dir: PathBuf,
+    /// How to print the findings
+    #[arg(long, value_enum, default_value_t = CheckFormat::Table)]
+    pub format: CheckFormat,
+}
+
+/// How a check is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum CheckFormat {
+    /// A line for each finding, and a verdict
+    Table,
+    /// One JSON object
+    Json,
 }
 
 const SQL_EXAMPLES: &str = "\

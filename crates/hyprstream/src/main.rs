@@ -1,13 +1,14 @@
-//! The `hyprstream` command: `serve`, `sql` and `model`.
+//! The `hyprstream` command: `serve`, `sql`, `model` and `check`.
 //!
 //! A thin front: `serve` hands its configuration to `hypr-server`; `sql` is a Flight SQL client, also of
 //! itself, since for a directory that nobody serves it starts the server inside its own process; `model`
-//! fetches files and hands them to the library. Results go to standard output, everything else to standard
+//! fetches files and hands them to the library; `check` prints what the store finds. Results go to standard output, everything else to standard
 //! error.
 //!
 //! Invariant: the exit code is 0 when everything asked for was done, 1 when it failed, 2 when the command
 //! line or the configuration is wrong.
 
+mod check;
 mod cli;
 mod library;
 mod models;
@@ -63,13 +64,19 @@ fn run(command: Command) -> Result<(), Failure> {
             Command::Serve(args) => serve::run(args).await,
             Command::Sql(args) => sql::run(args).await,
             Command::Model(args) => models::run(args).await,
+            Command::Check(args) => check::run(args).await,
         }
     })
 }
 
 /// A server says what it does; the other commands speak up only when something is wrong.
 fn log_to_stderr(command: &Command) {
-    let default = if matches!(command, Command::Serve(_)) { "info" } else { "warn" };
+    let default = match command {
+        Command::Serve(_) => "info",
+        // Its findings are its output.
+        Command::Check(_) => "off",
+        _ => "warn",
+    };
     let filter = std::env::var(LOG_VARIABLE).or_else(|_| std::env::var(EnvFilter::DEFAULT_ENV));
     let filter = filter.unwrap_or_else(|_| default.to_owned());
     let filter = EnvFilter::try_new(&filter).unwrap_or_else(|error| {

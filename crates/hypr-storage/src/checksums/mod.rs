@@ -54,6 +54,25 @@ impl fmt::Display for DamagedFile {
 
 impl std::error::Error for DamagedFile {}
 
+impl DamagedFile {
+    /// The one behind an error, however deep.
+    pub(crate) fn behind<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a Self> {
+        let mut source = Some(error);
+        while let Some(inner) = source {
+            if let Some(damaged) = inner.downcast_ref::<Self>() {
+                return Some(damaged);
+            }
+            // An I/O error hides what it wraps from `source`.
+            let wrapped = inner.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+            source = match wrapped {
+                Some(wrapped) => Some(wrapped),
+                None => inner.source(),
+            };
+        }
+        None
+    }
+}
+
 impl From<DamagedFile> for Error {
     fn from(damaged: DamagedFile) -> Self {
         Error::Generic { store: "checksum", source: Box::new(damaged) }

@@ -14,8 +14,9 @@
 //! synced: a `v<version>` directory is therefore complete, and never changes. Readers take no lock. A
 //! reader that has mapped a version keeps it, also after the version is superseded or removed.
 //!
-//! Invariant: opening a model copies no weight and reads no more than its footers, so it costs next to no
-//! private memory. Deliberately absent: the data directory's `LOCK` (models can be added beside a running
+//! Invariant: opening a model copies no weight and reads no more than its footers and side files, so it costs
+//! next to no private memory. A thread compares the weights with their checksums behind the first open; a model
+//! that is damaged is refused from then on, by name. Deliberately absent: the data directory's `LOCK` (models can be added beside a running
 //! server) and any notion of what the weights mean.
 
 mod layer;
@@ -27,7 +28,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use arrow_buffer::Buffer;
@@ -59,6 +60,8 @@ pub struct ModelStore {
 struct Cached {
     manifest: Arc<Manifest>,
     tables: Option<Arc<ModelTables>>,
+    /// What the comparison of its weights with their checksums has found, which runs behind the first open.
+    damage: Arc<OnceLock<Error>>,
 }
 
 /// One model of [`ModelStore::list`].
@@ -146,15 +149,11 @@ impl ModelStore {
         let version = self.newest_version(&model_dir)?.ok_or_else(|| self.unknown_model(model_id))?;
         let version_dir = version_dir(&model_dir, version);
         let manifest = self.manifest(model_id, version)?;
-        for file in &manifest.files {
+        manifest.files.iter().try_for_each(|file| {
             let path = version_dir.join(&file.name);
             let bytes = map(&path, file.bytes)?;
-            let found = crc32c::crc32c(&bytes);
-            if found != file.crc32c {
-                return Err(damaged(&path, format!("checksum is {found:08x}, recorded was {:08x}", file.crc32c)));
-            }
-        }
-        Ok(())
+            compare(&path, &bytes, file.crc32c)
+        })
     }
 
     fn model_dir(&self, model_id: &str) -> Result<PathBuf> {
@@ -192,7 +191,7 @@ impl ModelStore {
             let found = format!("it describes '{}' v{}", manifest.model.model_id, manifest.version);
             return Err(damaged(&path, found));
         }
-        let cached = Cached { manifest: Arc::clone(&manifest), tables: None };
+        let cached = Cached { manifest: Arc::clone(&manifest), tables: None, damage: Arc::default() };
         self.cache.lock().insert(model_id.to_owned(), cached);
         Ok(manifest)
     }
@@ -200,15 +199,20 @@ impl ModelStore {
     fn open_version(&self, model_id: &str, version: u64) -> Result<Arc<ModelTables>> {
         let manifest = self.manifest(model_id, version)?;
         let mut cache = self.cache.lock();
-        if let Some(Cached { manifest: found, tables: Some(tables) }) = cache.get(model_id)
+        if let Some(Cached { manifest: found, tables: Some(tables), damage }) = cache.get(model_id)
             && found.version == version
         {
-            return Ok(Arc::clone(tables));
+            return match damage.get() {
+                Some(error) => Err(Error::corrupted(error.message())),
+                None => Ok(Arc::clone(tables)),
+            };
         }
         // Opened under the lock, so that concurrent first opens map the files once.
         let version_dir = version_dir(&self.model_dir(model_id)?, version);
-        let tables = Arc::new(map_version(&version_dir, &manifest)?);
-        cache.insert(model_id.to_owned(), Cached { manifest, tables: Some(Arc::clone(&tables)) });
+        let (tables, unverified) = map_version(&version_dir, &manifest)?;
+        let (tables, damage) = (Arc::new(tables), Arc::default());
+        verify_behind(unverified, &damage);
+        cache.insert(model_id.to_owned(), Cached { manifest, tables: Some(Arc::clone(&tables)), damage });
         Ok(tables)
     }
 
@@ -365,20 +369,55 @@ fn move_into_place(temporary: &Path, model_dir: &Path, version: u64) -> Result<(
 }
 
 /// Maps every file of a version; reads footers only.
-fn map_version(dir: &Path, manifest: &Manifest) -> Result<ModelTables> {
+fn map_version(dir: &Path, manifest: &Manifest) -> Result<(ModelTables, Vec<Unverified>)> {
     let mut layers: Vec<LayerTable> = Vec::new();
+    let mut unverified = Vec::new();
     let mut files = BTreeMap::new();
     for file in &manifest.files {
         let path = dir.join(&file.name);
         let bytes = map(&path, file.bytes)?;
         match &file.layer {
-            Some(entry) => layers.push(layer::decode(&path, &bytes, entry)?),
+            Some(entry) => {
+                layers.push(layer::decode(&path, &bytes, entry)?);
+                unverified.push(Unverified { path, bytes, crc32c: file.crc32c });
+            }
             None => {
+                compare(&path, &bytes, file.crc32c)?;
                 files.insert(file.name.clone(), bytes);
             }
         }
     }
-    Ok(ModelTables { metadata: manifest.model.clone(), version: manifest.version, layers, files })
+    Ok((ModelTables { metadata: manifest.model.clone(), version: manifest.version, layers, files }, unverified))
+}
+
+/// A mapped file of weights that nobody has compared with its checksum.
+struct Unverified {
+    path: PathBuf,
+    bytes: Buffer,
+    crc32c: u32,
+}
+
+/// Compares weights with their checksums on a thread of its own: a first open does not wait for every page of a
+/// large model, and what is wrong with it is known soon after.
+fn verify_behind(files: Vec<Unverified>, damage: &Arc<OnceLock<Error>>) {
+    let damage = Arc::clone(damage);
+    let verify = move || {
+        let wrong = files.iter().find_map(|file| compare(&file.path, &file.bytes, file.crc32c).err());
+        if let Some(error) = wrong {
+            tracing::error!("{error}");
+            let _ = damage.set(error);
+        }
+    };
+    if let Err(error) = std::thread::Builder::new().name("hypr-verify".to_owned()).spawn(verify) {
+        tracing::warn!(%error, "the weights of a model are not verified");
+    }
+}
+
+fn compare(path: &Path, bytes: &[u8], recorded: u32) -> Result<()> {
+    match crc32c::crc32c(bytes) {
+        found if found == recorded => Ok(()),
+        found => Err(damaged(path, format!("checksum is {found:08x}, recorded was {recorded:08x}"))),
+    }
 }
 
 /// Maps a file that must hold exactly `bytes` bytes.

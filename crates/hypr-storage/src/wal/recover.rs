@@ -53,6 +53,8 @@ pub(crate) struct Recovered {
     pub(crate) gaps: Vec<Gap>,
     /// Bytes after the last whole commit, and where they begin.
     pub(crate) torn: Option<String>,
+    /// Segments whose first bytes are damaged, which costs nothing: their names say the same.
+    pub(crate) header_damage: Vec<String>,
 }
 
 impl Recovered {
@@ -80,7 +82,7 @@ pub(crate) fn replay(
 ) -> Result<Recovered> {
     let mut segments = list_segments(disk, dir)?;
     let next_lsn = segments.first().map_or(1, |segment| segment.first_lsn);
-    let mut recovered = Recovered { segments: Vec::new(), next_lsn, gaps: Vec::new(), torn: None };
+    let mut recovered = Recovered { segments: Vec::new(), next_lsn, gaps: Vec::new(), torn: None, header_damage: Vec::new() };
     let mut unread: Option<String> = None;
     for (index, segment) in segments.iter().enumerate() {
         let is_last = index + 1 == segments.len();
@@ -95,11 +97,13 @@ pub(crate) fn replay(
         unread = (good < bytes.len()).then(|| damaged(segment, good, "later segments exist"));
         if good < bytes.len() && is_last {
             let end = format!("{} has {} torn bytes at offset {good}", segment.path.display(), bytes.len() - good);
-            if torn == Torn::CutOff {
-                tracing::warn!("{end}; cut off, they were never acknowledged");
-                disk.truncate(&segment.path, good as u64).map_err(|e| Error::io(segment.path.display(), e))?;
-            }
+            tracing::warn!("{end}; cut off, they were never acknowledged");
             recovered.torn = Some(end);
+        }
+        if is_last && torn == Torn::CutOff {
+            // Also when nothing is torn: what a killed process has written may be seen and yet be lost with the
+            // next power failure, and then it must not lie below what is written from here on.
+            disk.truncate(&segment.path, good as u64).map_err(|e| Error::io(segment.path.display(), e))?;
         }
     }
     // An empty last segment stays on disk, where its name says how far the log has come; the writer
@@ -137,8 +141,10 @@ fn replay_segment(
     }
     let header = [&MAGIC[..], &segment.first_lsn.to_le_bytes()[..]].concat();
     if bytes.get(..SEGMENT_HEADER_BYTES) != Some(&header[..]) {
-        // The file's name says the same; what follows speaks for itself.
-        tracing::warn!("{}", damaged(segment, 0, "its header is not that of a log segment"));
+        // What follows speaks for itself.
+        let why = damaged(segment, 0, "its header is not that of a log segment");
+        tracing::warn!("{why}");
+        recovered.header_damage.push(why);
     }
     let (mut offset, mut good) = (SEGMENT_HEADER_BYTES, SEGMENT_HEADER_BYTES);
     let mut lsn = recovered.next_lsn;

@@ -1,7 +1,6 @@
 //! One seed: random operations on a database, and a model of what was acknowledged.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +10,7 @@ use datafusion::common::stats::Precision;
 use datafusion::prelude::SessionContext;
 use hypr_common::clock::ManualClock;
 use hypr_common::{Error, ErrorKind, Result};
-use hypr_storage::{Database, ScanRequest, StorageOptions, Table};
+use hypr_storage::{CatalogObject, Database, Replace, ScanRequest, StorageOptions, Table, check};
 use parking_lot::Mutex;
 use tempfile::TempDir;
 
@@ -22,7 +21,7 @@ use crate::support::{columns, definition, manual, rows};
 /// Tables at once.
 const TABLES: u64 = 4;
 /// An operation of a history is stopped after at most this many disk operations.
-const FUSE: u64 = 260;
+const FUSE: u64 = 500;
 /// Operations of a history before it is ended without a crash.
 const OPERATIONS: usize = 60;
 
@@ -36,6 +35,8 @@ pub struct Counts {
     pub compactions: u64,
     pub tables_created: u64,
     pub tables_dropped: u64,
+    pub objects_changed: u64,
+    pub checks: u64,
     pub commits: u64,
     pub refused: u64,
     pub faults: u64,
@@ -53,6 +54,8 @@ impl Counts {
         self.compactions += more.compactions;
         self.tables_created += more.tables_created;
         self.tables_dropped += more.tables_dropped;
+        self.objects_changed += more.objects_changed;
+        self.checks += more.checks;
         self.commits += more.commits;
         self.refused += more.refused;
         self.faults += more.faults;
@@ -77,6 +80,7 @@ enum Open {
     Rows { table: String, rows: Vec<(i64, Option<String>)> },
     Create { table: String, keyed: bool },
     Drop { table: String },
+    Object { name: String, value: Option<u64> },
 }
 
 pub struct History {
@@ -87,6 +91,7 @@ pub struct History {
     clock: Arc<ManualClock>,
     log: Arc<Mutex<Vec<String>>>,
     tables: BTreeMap<String, TableModel>,
+    objects: BTreeMap<String, u64>,
     open: Vec<Open>,
     next_key: i64,
     next_table: u64,
@@ -112,6 +117,7 @@ impl History {
             clock: Arc::new(ManualClock::new(1_000_000)),
             log: Arc::default(),
             tables: BTreeMap::new(),
+            objects: BTreeMap::new(),
             open: Vec::new(),
             next_key: 0,
             next_table: 0,
@@ -162,10 +168,21 @@ impl History {
                 self.note("CRASH");
                 self.disk.crash();
             }
+            self.check().await;
             db = self.recover().await;
         }
         self.counts.disk_operations = self.disk.operations();
         self.counts
+    }
+
+    /// What a crash leaves is no damage.
+    async fn check(&mut self) {
+        if self.random.below(3) > 0 {
+            return;
+        }
+        self.counts.checks += 1;
+        let report = check(self.dir.path(), &self.options()).await.unwrap();
+        assert!(report.is_sound(), "{:#?}", report.findings);
     }
 
     /// Opens the database, which may crash again or meet a failing disk, and compares.
@@ -225,12 +242,20 @@ impl History {
                     kept
                 }
                 Open::Rows { table, rows } => self.settle_rows(&found, table, rows),
+                Open::Object { name, value } => {
+                    let kept = objects(db).get(name) == value.as_ref();
+                    if kept {
+                        set(&mut self.objects, name, *value);
+                    }
+                    kept
+                }
             };
             self.note(format!("{} {open:?}", if kept { "kept" } else { "lost" }));
             if kept { self.counts.open_kept += 1 } else { self.counts.open_lost += 1 }
         }
         let expected: BTreeMap<_, _> = self.tables.iter().map(|(name, table)| (name.clone(), table.rows.clone())).collect();
         assert_same(&found, &expected);
+        assert_eq!(objects(db), self.objects, "the catalog's objects differ");
     }
 
     fn settle_rows(&mut self, found: &BTreeMap<String, Rows>, table: &str, rows: &[(i64, Option<String>)]) -> bool {
@@ -244,7 +269,7 @@ impl History {
 
     async fn step(&mut self, db: &Database) {
         self.clock.advance_us(10_000);
-        match self.random.below(24) {
+        match self.random.below(26) {
             0 | 1 => self.create(db).await,
             2 => self.drop_table(db).await,
             3..=7 => self.insert(db, 1).await,
@@ -254,6 +279,7 @@ impl History {
             16..=18 => self.flush(db, 0).await,
             19 | 20 => self.flush(db, 4).await,
             21 => self.disturb(),
+            22 | 23 => self.object(db).await,
             _ => self.compare(db).await,
         }
     }
@@ -329,6 +355,24 @@ impl History {
         if self.outcome(&format!("drop {name}"), result, || Open::Drop { table: name.clone() }) {
             self.counts.tables_dropped += 1;
             self.tables.remove(&name);
+        }
+    }
+
+    async fn object(&mut self, db: &Database) {
+        let name = format!("o{}", self.random.below(3));
+        let value = (self.random.below(3) > 0).then(|| self.random.below(1_000_000));
+        let result = match value {
+            Some(value) => {
+                let (kind, schema_name) = ("view".to_owned(), "public".to_owned());
+                let object = CatalogObject { kind, schema_name, name: name.clone(), definition: value.into() };
+                db.put_object(object, Replace::Always).await
+            }
+            None => db.drop_object("view", "public", &name, true).await,
+        };
+        let open = || Open::Object { name: name.clone(), value };
+        if self.outcome(&format!("object {name} is {value:?}"), result, open) {
+            self.counts.objects_changed += 1;
+            set(&mut self.objects, &name, value);
         }
     }
 
@@ -417,10 +461,10 @@ impl History {
             let Some(table) = self.pick(db) else { return };
             inserts.push((table, self.new_rows()));
         }
-        let versions_before = self.fragments();
+        let before = fragments(db).await;
         let (result, ()) = futures::join!(db.flush(), self.insert_all(inserts));
-        if self.fragments() < versions_before {
-            self.counts.compactions += 1;
+        if let (Some(before), Some(after)) = (before, fragments(db).await) {
+            self.counts.compactions += u64::from(after < before);
         }
         match result {
             Ok(()) => self.note("flush: done"),
@@ -432,11 +476,6 @@ impl History {
         if self.disk.has_stopped() {
             self.counts.crashes_in_flush += 1;
         }
-    }
-
-    /// Data files on the disk.
-    fn fragments(&self) -> usize {
-        self.disk.files().keys().filter(|path| is_data(path)).count()
     }
 
     async fn compare(&mut self, db: &Database) {
@@ -455,8 +494,27 @@ impl History {
     }
 }
 
-fn is_data(path: &Path) -> bool {
-    path.extension().is_some_and(|end| end == "lance")
+fn set(objects: &mut BTreeMap<String, u64>, name: &str, value: Option<u64>) {
+    match value {
+        Some(value) => _ = objects.insert(name.to_owned(), value),
+        None => _ = objects.remove(name),
+    }
+}
+
+fn objects(db: &Database) -> BTreeMap<String, u64> {
+    db.objects("view").into_iter().map(|object| (object.name, object.definition.as_u64().unwrap())).collect()
+}
+
+/// Lance fragments of all tables, as their plans say.
+async fn fragments(db: &Database) -> Option<usize> {
+    let mut sum = 0;
+    for table in db.tables() {
+        let plan = table.scan(&SessionContext::new().state(), ScanRequest::default()).await.ok()?;
+        let shown = datafusion::physical_plan::displayable(plan.as_ref()).one_line().to_string();
+        let count = shown.split("fragments=").nth(1).and_then(|rest| rest.split([',', ' ', '\n']).next());
+        sum += count.map_or(0, |count| count.trim().parse().unwrap());
+    }
+    Some(sum)
 }
 
 fn apply(rows: &mut Rows, changes: &[(i64, Option<String>)]) {

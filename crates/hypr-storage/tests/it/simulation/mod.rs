@@ -18,9 +18,9 @@ use std::time::{Duration, Instant};
 use futures::FutureExt;
 
 /// Seeds of an ordinary run.
-const SEEDS: u64 = 12;
+const SEEDS: u64 = 5;
 /// Crashes of one seed.
-const CRASHES: u64 = 12;
+const CRASHES: u64 = 10;
 
 fn variable(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|value| value.parse().unwrap_or_else(|_| panic!("{name}={value} is no number")))
