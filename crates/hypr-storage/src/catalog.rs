@@ -144,9 +144,8 @@ impl Checkpoint {
     pub(crate) fn read_file(disk: &dyn Disk, path: &Path) -> Result<Option<Self>> {
         let bytes = disk::read_if_exists(disk, path).map_err(|e| Error::io(path.display(), e))?;
         let Some(bytes) = bytes else { return Ok(None) };
-        let damaged = |why: String| {
-            Error::corrupted(format!("{} is damaged: {why}; restore it from a backup", path.display()))
-        };
+        let damaged =
+            |why: String| Error::corrupted(format!("{} is damaged: {why}; restore it from a backup", path.display()));
         let checkpoint: Self = serde_json::from_slice(&bytes).map_err(|e| damaged(e.to_string()))?;
         if checkpoint.format_version > FORMAT_VERSION {
             return Err(Error::unsupported(format!(

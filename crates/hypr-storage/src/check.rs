@@ -141,7 +141,11 @@ async fn check_log_and_tables(
             recovered.header_damage.iter().for_each(|why| report.damage("log", Some(log_dir.clone()), why));
             recovered.gaps.iter().for_each(|gap| report.damage("log", Some(log_dir.clone()), &gap.why));
             if let Some(torn) = &recovered.torn {
-                report.note("log", Some(log_dir.clone()), format!("{torn}; never acknowledged, the next start cuts them off"));
+                report.note(
+                    "log",
+                    Some(log_dir.clone()),
+                    format!("{torn}; never acknowledged, the next start cuts them off"),
+                );
             }
         }
         Err(error) => report.damage("log", Some(log_dir), error.message()),

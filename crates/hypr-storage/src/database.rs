@@ -13,8 +13,8 @@ use tokio::sync::Notify;
 use uuid::Uuid;
 
 use crate::catalog::{CatalogChange, Checkpoint, StoredTable, TableDefinition};
-use crate::constraints::Constraints;
 use crate::compaction;
+use crate::constraints::Constraints;
 use crate::disk::Disk;
 use crate::flush;
 use crate::lance_store::LanceStore;
@@ -459,12 +459,16 @@ pub(crate) fn recover_rows(
     if let Some((id, lsn)) = strangers.first_key_value()
         && recovered.gaps.is_empty()
     {
-        return Err(Error::corrupted(format!("position {lsn} of the log has rows of a table {id} that was never created")));
+        return Err(Error::corrupted(format!(
+            "position {lsn} of the log has rows of a table {id} that was never created"
+        )));
     }
     let known = positions.values().copied().chain([catalog.state.lsn]).max().unwrap_or(0);
     recovered.reach(known + 1, log_dir);
     for (id, table) in tables {
-        if let Some(gap) = recovered.gaps.iter().find(|gap| gap.may_hide(positions[id], catalog.created.get(id).copied())) {
+        if let Some(gap) =
+            recovered.gaps.iter().find(|gap| gap.may_hide(positions[id], catalog.created.get(id).copied()))
+        {
             table.mark_damaged(&gap.why);
         }
     }

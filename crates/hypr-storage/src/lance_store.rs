@@ -393,8 +393,7 @@ impl Chosen {
     pub(crate) fn of(dataset: &Dataset, fan_in: usize, target_rows: usize) -> Option<Self> {
         let fragments = dataset.fragments();
         let rows = |fragment: &Fragment| fragment.num_rows().unwrap_or(0);
-        let small =
-            |fragment: &Fragment| rows(fragment) < target_rows && file_bytes(fragment) < COMPACTION_BYTES / 4;
+        let small = |fragment: &Fragment| rows(fragment) < target_rows && file_bytes(fragment) < COMPACTION_BYTES / 4;
         let hollow = |fragment: &Fragment| {
             let physical = fragment.physical_rows.unwrap_or(0);
             physical > 0 && rows(fragment) * 2 < physical

@@ -19,10 +19,10 @@
 
 pub mod ann;
 mod catalog;
-mod constraints;
 mod check;
 mod checksums;
 mod compaction;
+mod constraints;
 mod database;
 pub mod disk;
 mod flush;
@@ -44,8 +44,8 @@ mod wal;
 
 pub use ann::{NearestRequest, PinnedTable};
 pub use catalog::TableDefinition;
-pub use constraints::{CONSTRAINTS_OPTION, Check, Constraints, Unique};
 pub use check::{CheckReport, Finding, Severity, check};
+pub use constraints::{CONSTRAINTS_OPTION, Check, Constraints, Unique};
 pub use database::Database;
 pub use lance_store::{NEXT_ROW_ID_KEY, POSITION_KEY};
 pub use models::ModelStore;

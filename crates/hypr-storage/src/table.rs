@@ -1,8 +1,8 @@
 //! One table: writes go through the log into the tail, reads see a snapshot.
 
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock, Weak};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 
 use arc_swap::ArcSwap;
 use arrow_array::{ArrayRef, RecordBatch, UInt64Array};
@@ -17,8 +17,8 @@ use tokio::sync::{Notify, OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 use crate::ann::{IndexLimits, VectorIndexes};
 use crate::catalog::{StoredTable, TableDefinition};
 use crate::constraints::Constraints;
-use crate::key_index::{Claims, KeyIndex, KeyKind, Reservation};
 use crate::disk::Disk;
+use crate::key_index::{Claims, KeyIndex, KeyKind, Reservation};
 use crate::lance_store::{Stamp, TableDir, scan_error};
 use crate::row_feed::RowFeed;
 use crate::scan::{self, ScanRequest};
@@ -71,12 +71,7 @@ pub(crate) struct TableShared {
 impl TableShared {
     /// # Errors
     /// `Corrupted` for a definition that this crate did not write.
-    pub(crate) fn new(
-        stored: StoredTable,
-        dir: PathBuf,
-        disk: Arc<dyn Disk>,
-        clock: Arc<dyn Clock>,
-    ) -> Result<Self> {
+    pub(crate) fn new(stored: StoredTable, dir: PathBuf, disk: Arc<dyn Disk>, clock: Arc<dyn Clock>) -> Result<Self> {
         let definition = stored.definition();
         let constraints = Constraints::of(&definition)?;
         let row_schema = with_row_id(&definition.columns);
@@ -242,6 +237,8 @@ impl Table {
     /// What it demands of rows beyond their types and the primary key.
     pub fn constraints(&self) -> &Constraints {
         &self.shared.constraints
+    }
+
     /// Why statements on the table are refused, naming the damaged file; `None` for a sound table.
     pub fn damage(&self) -> Option<&str> {
         self.shared.damage()

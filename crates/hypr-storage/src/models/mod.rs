@@ -28,8 +28,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use arrow_buffer::Buffer;
 use hypr_common::model::{LayerTable, ModelMetadata, ModelSource, ModelTables};

@@ -82,7 +82,8 @@ pub(crate) fn replay(
 ) -> Result<Recovered> {
     let mut segments = list_segments(disk, dir)?;
     let next_lsn = segments.first().map_or(1, |segment| segment.first_lsn);
-    let mut recovered = Recovered { segments: Vec::new(), next_lsn, gaps: Vec::new(), torn: None, header_damage: Vec::new() };
+    let mut recovered =
+        Recovered { segments: Vec::new(), next_lsn, gaps: Vec::new(), torn: None, header_damage: Vec::new() };
     let mut unread: Option<String> = None;
     for (index, segment) in segments.iter().enumerate() {
         let is_last = index + 1 == segments.len();

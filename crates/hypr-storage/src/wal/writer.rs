@@ -274,8 +274,9 @@ impl Writer {
     }
 
     fn new_segment(&mut self) -> Result<()> {
-        if let Some(file) = self.file.as_mut().filter(|_| self.place > 0) {
-            // A closed segment must not lack its last frame.
+        if let Some(file) = self.file.as_mut() {
+            // Neither its mark nor the cut of a failed write is synced: a closed segment must not lack its last
+            // frame, nor have half of one too much.
             if let Err(error) = file.sync() {
                 self.poisoned = Some(format!("syncing the log failed: {error}"));
                 return Err(Error::io("syncing the log failed and nothing was stored; restart the server", error));

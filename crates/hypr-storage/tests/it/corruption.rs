@@ -43,7 +43,8 @@ fn model(model_id: &str) -> ModelTables {
     ];
     let piece = RecordBatch::try_new(layer_schema(), columns).unwrap();
     let layers = vec![LayerTable { layer_id: 0, pieces: vec![piece] }];
-    let files = BTreeMap::from([(TOKENIZER_FILE.to_owned(), arrow_buffer::Buffer::from(b"{\"model\": {}}".as_slice()))]);
+    let files =
+        BTreeMap::from([(TOKENIZER_FILE.to_owned(), arrow_buffer::Buffer::from(b"{\"model\": {}}".as_slice()))]);
     ModelTables { metadata, version: 0, layers, files }
 }
 
@@ -137,7 +138,8 @@ async fn try_flip(dir: &Path, relative: &Path, wanted: &[(String, Vec<(i64, Stri
     let mut damage = report.findings.iter().filter(|finding| finding.severity == Severity::Damage).peekable();
     let found = damage.peek().is_some();
     for finding in damage {
-        let named = finding.message.contains(name) || finding.path.as_ref().is_some_and(|path| path.ends_with(relative));
+        let named =
+            finding.message.contains(name) || finding.path.as_ref().is_some_and(|path| path.ends_with(relative));
         assert!(named, "{relative:?}: a finding names another file: {finding:?}");
     }
     let db = Database::open(dir, manual()).await.unwrap_or_else(|error| panic!("{relative:?}: {error}"));
@@ -182,7 +184,8 @@ async fn a_damaged_byte_in_any_file_is_named_or_harmless_and_the_rest_is_served(
         let tally = tallies.entry(kind(&relative)).or_default();
         for number in 0..OFFSETS.min(bytes.len() as u64) {
             // Spread over the file, and different in each.
-            let at = (number * bytes.len() as u64 / OFFSETS + relative.as_os_str().len() as u64 * 7) % bytes.len() as u64;
+            let at =
+                (number * bytes.len() as u64 / OFFSETS + relative.as_os_str().len() as u64 * 7) % bytes.len() as u64;
             let copy = copy_of(dir.path());
             let mut damaged = bytes.clone();
             damaged[at as usize] ^= 1 << (number % 8);

@@ -77,10 +77,21 @@ struct TableModel {
 #[derive(Clone, Debug)]
 enum Open {
     /// New values; `None` deletes. All of them or none.
-    Rows { table: String, rows: Vec<(i64, Option<String>)> },
-    Create { table: String, keyed: bool },
-    Drop { table: String },
-    Object { name: String, value: Option<u64> },
+    Rows {
+        table: String,
+        rows: Vec<(i64, Option<String>)>,
+    },
+    Create {
+        table: String,
+        keyed: bool,
+    },
+    Drop {
+        table: String,
+    },
+    Object {
+        name: String,
+        value: Option<u64>,
+    },
 }
 
 pub struct History {
@@ -205,16 +216,20 @@ impl History {
             }
             self.disk.calm();
             let damaged = |db: &Database| db.tables().iter().find_map(|table| table.damage().map(str::to_owned));
+            let why = match &opened {
+                Ok(db) => format!("{:?}", damaged(db)),
+                Err(error) => error.to_string(),
+            };
             match opened {
                 Ok(db) if damaged(&db).is_none() => {
-                    self.note("opened");
+                    self.note(format!("opened: {}", shown(&db).await));
                     self.settle(&db).await;
                     return db;
                 }
                 Ok(db) => assert!(!calm, "opened with damage: {:?}", damaged(&db)),
                 Err(error) => assert!(!calm, "cannot be opened: {error}"),
             }
-            self.note("opening met a failing disk");
+            self.note(format!("opening met a failing disk: {why}"));
         }
     }
 
@@ -253,7 +268,8 @@ impl History {
             self.note(format!("{} {open:?}", if kept { "kept" } else { "lost" }));
             if kept { self.counts.open_kept += 1 } else { self.counts.open_lost += 1 }
         }
-        let expected: BTreeMap<_, _> = self.tables.iter().map(|(name, table)| (name.clone(), table.rows.clone())).collect();
+        let expected: BTreeMap<_, _> =
+            self.tables.iter().map(|(name, table)| (name.clone(), table.rows.clone())).collect();
         assert_same(&found, &expected);
         assert_eq!(objects(db), self.objects, "the catalog's objects differ");
     }
@@ -467,10 +483,10 @@ impl History {
             self.counts.compactions += u64::from(after < before);
         }
         match result {
-            Ok(()) => self.note("flush: done"),
+            Ok(()) => self.note(format!("flush: {}", shown(db).await)),
             Err(error) => {
                 assert!(self.faulty || self.disk.has_stopped(), "a flush failed on a sound disk: {error}");
-                self.note(format!("flush: {error}"));
+                self.note(format!("flush: {error}; {}", shown(db).await));
             }
         }
         if self.disk.has_stopped() {
@@ -489,7 +505,8 @@ impl History {
                 }
             }
         }
-        let expected: BTreeMap<_, _> = self.tables.iter().map(|(name, table)| (name.clone(), table.rows.clone())).collect();
+        let expected: BTreeMap<_, _> =
+            self.tables.iter().map(|(name, table)| (name.clone(), table.rows.clone())).collect();
         assert_same(&found, &expected);
     }
 }
@@ -503,6 +520,17 @@ fn set(objects: &mut BTreeMap<String, u64>, name: &str, value: Option<u64>) {
 
 fn objects(db: &Database) -> BTreeMap<String, u64> {
     db.objects("view").into_iter().map(|object| (object.name, object.definition.as_u64().unwrap())).collect()
+}
+
+/// What the tables consist of, for whoever reads a history.
+async fn shown(db: &Database) -> String {
+    let mut all = Vec::new();
+    for table in db.tables() {
+        if let Ok(plan) = table.scan(&SessionContext::new().state(), ScanRequest::default()).await {
+            all.push(datafusion::physical_plan::displayable(plan.as_ref()).one_line().to_string().trim().to_owned());
+        }
+    }
+    all.join("; ").replace("TableScanExec: table=public.", "").replace("projection=[id, body], ", "")
 }
 
 /// Lance fragments of all tables, as their plans say.
