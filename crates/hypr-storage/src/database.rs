@@ -324,7 +324,10 @@ fn prepare_dir(disk: &dyn Disk, dir: &Path) -> Result<File> {
     for path in [dir.join("wal"), dir.join("tables")] {
         disk.create_dir_all(&path).map_err(|e| Error::io(path.display(), e))?;
     }
-    disk.sync_dir(dir).map_err(|e| Error::io(dir.display(), e))?;
+    // What a killed process has named but not synced is built upon from here on.
+    for named in [dir.to_owned(), dir.join("wal"), dir.join("tables")] {
+        disk.sync_dir(&named).map_err(|e| Error::io(named.display(), e))?;
+    }
     take_lock(dir)
 }
 

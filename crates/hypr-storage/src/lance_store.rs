@@ -163,8 +163,9 @@ impl LanceStore {
             return Ok(None);
         }
         // A killed process may have left the newest manifest with a name that is not durable.
-        let versions = dir.join("_versions");
-        self.disk.sync_dir(&versions).map_err(|e| Error::io(versions.display(), e))?;
+        for named in [dir.to_owned(), dir.join("_versions")] {
+            self.disk.sync_dir(&named).map_err(|e| Error::io(named.display(), e))?;
+        }
         let params = ReadParams {
             session: Some(Arc::clone(&self.session)),
             store_options: Some(self.store_params.clone()),

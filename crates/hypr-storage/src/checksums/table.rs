@@ -137,6 +137,8 @@ struct State {
     rewrite: bool,
     /// Something was appended since the last sync.
     dirty: bool,
+    /// The table's directory has a durable name.
+    rooted: bool,
 }
 
 impl TableChecksums {
@@ -187,6 +189,7 @@ impl TableChecksums {
     /// Makes the records durable.
     pub(crate) fn sync(&self) -> std::io::Result<()> {
         let mut state = self.state.lock();
+        self.root(&mut state)?;
         if state.rewrite {
             return self.rewrite(&mut state);
         }
@@ -198,6 +201,18 @@ impl TableChecksums {
         // After a failed sync the file's content is unknown.
         state.rewrite |= synced.is_err();
         synced
+    }
+
+    /// The object store syncs a directory when it creates it, and not when it finds one that a killed process,
+    /// or a sync that failed, has left with a name that is not durable.
+    fn root(&self, state: &mut State) -> std::io::Result<()> {
+        if !state.rooted
+            && let Some(tables) = self.path.parent().and_then(Path::parent)
+        {
+            self.disk.sync_dir(tables)?;
+            state.rooted = true;
+        }
+        Ok(())
     }
 
     fn append(&self, state: &mut State, line: &str) {
