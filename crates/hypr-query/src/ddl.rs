@@ -60,8 +60,9 @@ fn definition(session: &Session, create: &CreateTable, columns: Vec<arrow_schema
     if RESERVED_SCHEMAS.contains(&schema_name.as_str()) {
         return Err(Error::invalid(format!("schema \"{schema_name}\" is reserved; use another")));
     }
-    let columns = Arc::new(Schema::new(columns));
     let mut options = create.options.clone();
+    options.extend(create.clauses.options(&columns)?);
+    let columns = Arc::new(Schema::new(columns));
     check_rules(session, &create.table.name, &columns, &create.constraints)?;
     create.constraints.store(&mut options)?;
     Ok(TableDefinition {

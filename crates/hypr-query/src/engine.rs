@@ -8,8 +8,10 @@ use datafusion::execution::memory_pool::{FairSpillPool, TrackConsumersPool};
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::execution::session_state::SessionStateBuilder;
 use datafusion::execution::{FunctionRegistry, SessionState};
+use datafusion::logical_expr::planner::ExprPlanner;
 use datafusion::prelude::SessionConfig;
 use hypr_common::Result;
+use hypr_common::model::ModelSource;
 use hypr_common::principal::Principal;
 use hypr_inference::api::Inference;
 use hypr_storage::Database;
@@ -18,7 +20,10 @@ use crate::catalog::Catalog;
 use crate::dialect::operators::JsonOperators;
 use crate::dialect::types::HyprTypePlanner;
 use crate::extensions::HyprQueryPlanner;
-use crate::{AiOptions, CATALOG, DEFAULT_SCHEMA, Session, TableInfo, ai, error, functions, series, vector_search};
+use crate::{
+    AiOptions, CATALOG, DEFAULT_SCHEMA, Session, TableInfo, ai, error, functions, models, series, sql_functions,
+    vector_search,
+};
 
 /// How many of the largest memory consumers an out-of-memory error names.
 const NAMED_CONSUMERS: usize = 3;
@@ -110,6 +115,8 @@ impl QueryEngine {
         let mut names: Vec<String> = state.scalar_functions().keys().cloned().collect();
         names.extend(state.aggregate_functions().keys().cloned());
         names.extend(state.window_functions().keys().cloned());
+        names.extend(sql_functions::names(&self.database));
+        names.retain(|name| !name.starts_with('_'));
         names.sort();
         names.dedup();
         names
@@ -128,7 +135,8 @@ fn session_state(catalog: &Catalog, inference: &Arc<dyn Inference>, options: &Qu
         .with_catalog_list(Arc::new(catalog.clone()))
         .with_type_planner(Arc::new(HyprTypePlanner));
     // Before the planner of the JSON crate, whose `->` gives a union that clients cannot read.
-    builder.expr_planners().get_or_insert_default().insert(0, Arc::new(JsonOperators));
+    let operators = builder.expr_planners().get_or_insert_default();
+    operators.splice(0..0, [Arc::new(JsonOperators) as Arc<dyn ExprPlanner>, Arc::new(functions::VectorOperators)]);
     let planner = HyprQueryPlanner::new(vec![
         ai::extension_planner(Arc::clone(inference), options.ai.clone()),
         series::extension_planner(),
@@ -137,10 +145,12 @@ fn session_state(catalog: &Catalog, inference: &Arc<dyn Inference>, options: &Qu
     let builder = ai::install(builder, Arc::clone(inference), options.ai.clone());
     let mut state = vector_search::install(builder).build();
     datafusion_functions_json::register_all(&mut state).map_err(error::from_datafusion)?;
-    for function in functions::all() {
+    let source: Arc<dyn ModelSource> = catalog.database().models();
+    for function in functions::all().into_iter().chain(models::functions(&source)) {
         state.register_udf(function).map_err(error::from_datafusion)?;
     }
     series::register(&mut state).map_err(error::from_datafusion)?;
+    state.register_udaf(models::selected_weights()).map_err(error::from_datafusion)?;
     Ok(state)
 }
 

@@ -27,6 +27,7 @@ mod rules;
 mod series;
 mod session;
 mod shape;
+mod sql_functions;
 mod statement;
 mod vector_search;
 

@@ -7,7 +7,7 @@ use arrow_schema::{DataType, FieldRef, SchemaRef};
 use datafusion::common::config::ConfigOptions;
 use datafusion::common::{DFSchema, Result as DfResult, TableReference, plan_datafusion_err};
 use datafusion::datasource::cte_worktable::CteWorkTable;
-use datafusion::datasource::provider_as_source;
+use datafusion::datasource::{ViewTable, provider_as_source};
 use datafusion::execution::SessionState;
 use datafusion::logical_expr::planner::{ContextProvider, ExprPlanner, RelationPlanner, TypePlanner};
 use datafusion::logical_expr::simplify::SimplifyContext;
@@ -23,7 +23,9 @@ use datafusion::sql::sqlparser::ast::{DataType as SqlType, Expr as SqlExpr, Iden
 use hypr_common::{Error, Result};
 
 use crate::catalog::Catalog;
+use crate::dialect::Names;
 use crate::dialect::types::HyprTypePlanner;
+use crate::sql_functions::{self, Templates};
 use crate::{CATALOG, DEFAULT_SCHEMA, TableRef, error};
 
 /// What names mean in one statement beside the catalog.
@@ -39,6 +41,8 @@ pub(crate) struct Overlay {
 pub(crate) struct Planner<'a> {
     pub state: &'a SessionState,
     pub catalog: &'a Catalog,
+    /// What names mean in the bodies of functions.
+    pub names: &'a dyn Names,
 }
 
 impl Planner<'_> {
@@ -49,11 +53,28 @@ impl Planner<'_> {
         overlay: Option<&Overlay>,
         parameters: &[FieldRef],
     ) -> Result<LogicalPlan> {
+        self.plan_within(statement, overlay, parameters, &mut Vec::new()).await
+    }
+
+    /// [`Self::plan`] for a statement inside the bodies of the functions `calling`.
+    pub(crate) async fn plan_within(
+        &self,
+        mut statement: Statement,
+        overlay: Option<&Overlay>,
+        parameters: &[FieldRef],
+        calling: &mut Vec<String>,
+    ) -> Result<LogicalPlan> {
+        let templates = sql_functions::templates(self, &statement, calling).await?;
+        sql_functions::place_arguments(&mut statement, &templates)?;
+        let calls = !templates.is_empty();
         let statement = with_parameter_types(statement, parameters.len());
-        let context = self.resolve(&statement, overlay, parameters).await?;
-        let plan = SqlToRel::new_with_options(&context, parser_options())
+        let context = self.resolve(&statement, overlay, parameters, templates).await?;
+        let mut plan = SqlToRel::new_with_options(&context, parser_options())
             .statement_to_plan(statement)
             .map_err(error::from_datafusion)?;
+        if calls {
+            plan = sql_functions::inline_calls(plan).map_err(error::from_datafusion)?;
+        }
         match plan {
             LogicalPlan::Statement(PlannedStatement::Prepare(prepare)) => Ok(Arc::unwrap_or_clone(prepare.input)),
             LogicalPlan::Ddl(_) | LogicalPlan::Copy(_) => Err(Error::unsupported("this statement is not available")),
@@ -67,6 +88,7 @@ impl Planner<'_> {
         statement: &Statement,
         overlay: Option<&Overlay>,
         parameters: &[FieldRef],
+        templates: Templates,
     ) -> Result<Context<'_>> {
         let references = self.state.resolve_table_references(statement).map_err(error::from_datafusion)?;
         let mut tables = HashMap::with_capacity(references.len());
@@ -85,7 +107,7 @@ impl Planner<'_> {
         }
         let columns = overlay.map_or_else(Vec::new, |overlay| overlay.columns.clone());
         let types = Arc::new(Types { parameters: parameters.to_vec(), columns });
-        Ok(Context { state: self.state, catalog: self.catalog, tables, types })
+        Ok(Context { state: self.state, catalog: self.catalog, tables, types, templates })
     }
 
     /// An expression over the columns of `schema`, ready to run.
@@ -94,7 +116,8 @@ impl Planner<'_> {
     /// `InvalidInput` for an expression that does not fit, or that asks tables.
     pub(crate) fn expression(&self, sql: SqlExpr, schema: &DFSchema) -> Result<Arc<dyn PhysicalExpr>> {
         let types = Arc::new(Types { parameters: Vec::new(), columns: Vec::new() });
-        let context = Context { state: self.state, catalog: self.catalog, tables: HashMap::new(), types };
+        let (tables, templates) = (HashMap::new(), Templates::new());
+        let context = Context { state: self.state, catalog: self.catalog, tables, types, templates };
         let expr = SqlToRel::new_with_options(&context, parser_options())
             .sql_to_expr(sql, schema, &mut PlannerContext::new())
             .map_err(error::from_datafusion)?;
@@ -193,6 +216,8 @@ struct Context<'a> {
     catalog: &'a Catalog,
     tables: HashMap<TableRef, Arc<dyn TableSource>>,
     types: Arc<Types>,
+    /// Functions written in SQL that the statement calls.
+    templates: Templates,
 }
 
 impl ContextProvider for Context<'_> {
@@ -208,10 +233,18 @@ impl ContextProvider for Context<'_> {
     }
 
     fn get_table_function_source(&self, name: &str, args: Vec<Expr>) -> DfResult<Arc<dyn TableSource>> {
+        // The planner hands over the name as it was written.
+        let name = match name.strip_prefix('"').and_then(|name| name.strip_suffix('"')) {
+            Some(quoted) => quoted.to_owned(),
+            None => name.to_lowercase(),
+        };
+        if let Some(template) = self.templates.get(&name) {
+            return Ok(provider_as_source(Arc::new(ViewTable::new(template.rows(&args)?, None))));
+        }
         let function = self
             .state
             .table_functions()
-            .get(name)
+            .get(&name)
             .ok_or_else(|| plan_datafusion_err!("table function \"{name}\" does not exist"))?;
         let context = SimplifyContext::builder()
             .with_config_options(Arc::clone(self.state.config_options()))
@@ -244,7 +277,8 @@ impl ContextProvider for Context<'_> {
     }
 
     fn get_function_meta(&self, name: &str) -> Option<Arc<ScalarUDF>> {
-        self.state.scalar_functions().get(name).cloned()
+        let written_in_sql = self.templates.get(name).and_then(|template| template.marker());
+        written_in_sql.or_else(|| self.state.scalar_functions().get(name).cloned())
     }
 
     fn get_higher_order_meta(&self, name: &str) -> Option<Arc<HigherOrderUDF>> {

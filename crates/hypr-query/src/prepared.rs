@@ -13,6 +13,7 @@ use hypr_common::{Error, Result};
 
 use crate::dialect::ddl::{self, CreateTable};
 use crate::dml::Change;
+use crate::sql_functions::CreateFunction;
 use crate::{DEFAULT_SCHEMA, StatementKind, TableRef, error, functions};
 
 /// A parsed statement, what it does and what it takes.
@@ -31,6 +32,8 @@ pub(crate) enum Action {
     Change(Box<Change>),
     CreateTable(Box<CreateTable>),
     DropTable { tables: Vec<TableRef>, if_exists: bool },
+    CreateFunction(Box<CreateFunction>),
+    DropFunction { names: Vec<String>, if_exists: bool },
 }
 
 impl Action {
@@ -47,6 +50,15 @@ impl Action {
                 create.table.schema.get_or_insert_with(|| DEFAULT_SCHEMA.to_owned());
                 Self::CreateTable(Box::new(create))
             }
+            Sql::CreateFunction(create) => Self::CreateFunction(Box::new(CreateFunction::from_ast(create)?)),
+            Sql::DropFunction(drop) => Self::DropFunction {
+                names: drop
+                    .func_desc
+                    .iter()
+                    .map(|function| Ok(qualified(&function.name)?.name))
+                    .collect::<Result<_>>()?,
+                if_exists: drop.if_exists,
+            },
             Sql::Drop { names, if_exists, .. } => {
                 Self::DropTable { tables: names.iter().map(qualified).collect::<Result<_>>()?, if_exists: *if_exists }
             }
@@ -59,7 +71,10 @@ impl Action {
             Action::Query => StatementKind::Query,
             Action::Change(change) => change.kind(),
             Action::CreateTable(create) if create.query.is_some() => StatementKind::Update,
-            Action::CreateTable(_) | Action::DropTable { .. } => StatementKind::Ddl,
+            Action::CreateTable(_)
+            | Action::DropTable { .. }
+            | Action::CreateFunction(_)
+            | Action::DropFunction { .. } => StatementKind::Ddl,
         }
     }
 }

@@ -19,7 +19,7 @@ use hypr_inference::api::Task;
 use crate::catalog::Catalog;
 use crate::planner::{Overlay, Planner};
 use crate::prepared::{self, Action, PreparedPlan};
-use crate::{Outcome, Prepared, QueryEngine, dialect, error, functions, ingest, shape};
+use crate::{Outcome, Prepared, QueryEngine, dialect, error, functions, ingest, shape, sql_functions};
 
 /// What one client runs statements with. Cheap to clone; statements of one session may run at once.
 #[derive(Clone)]
@@ -75,7 +75,10 @@ impl Session {
                 plan.parameters = prepared::parameters_of_all(&plans)?;
                 result_schema = returned.unwrap_or(result_schema);
             }
-            Action::CreateTable(_) | Action::DropTable { .. } => {}
+            Action::CreateTable(_)
+            | Action::DropTable { .. }
+            | Action::CreateFunction(_)
+            | Action::DropFunction { .. } => {}
         }
         Ok(Prepared {
             sql: sql.to_owned(),
@@ -133,6 +136,8 @@ impl Session {
             Action::Change(change) => change.run(self, plan, params).await,
             Action::CreateTable(create) => crate::ddl::create_table(self, create).await,
             Action::DropTable { tables, if_exists } => crate::ddl::drop_tables(self, tables, *if_exists).await,
+            Action::CreateFunction(create) => sql_functions::create(self, create).await,
+            Action::DropFunction { names, if_exists } => sql_functions::drop_functions(self, names, *if_exists).await,
         }
     }
 
@@ -205,7 +210,7 @@ impl Session {
     }
 
     pub(crate) fn planner<'a>(&'a self, state: &'a SessionState) -> Planner<'a> {
-        Planner { state, catalog: self.catalog() }
+        Planner { state, catalog: self.catalog(), names: self }
     }
 }
 

@@ -16,6 +16,7 @@ use std::time::Duration;
 use hypr_common::Result;
 
 use crate::database::Inner;
+use crate::flush::learn_zones;
 use crate::lance_store::{Chosen, Stamp};
 use crate::table::TableShared;
 
@@ -66,10 +67,11 @@ impl Inner {
     /// One compaction; false when there is nothing to gain.
     async fn compact_once(&self, table: &Arc<TableShared>) -> Result<bool> {
         let Some((dataset, _)) = table.tail.lock().flushed() else { return Ok(false) };
-        let Some(chosen) = self.choose(&dataset) else { return Ok(false) };
+        let clustering = table.dir.clustering.as_ref();
+        let Some(chosen) = self.choose(table, &dataset) else { return Ok(false) };
         let name = table.definition.qualified_name();
         tracing::debug!(table = %name, fragments = chosen.len(), "a compaction begins");
-        let written = self.lance.rewrite(&dataset, &chosen).await?;
+        let written = self.lance.rewrite(&dataset, &chosen, clustering, self.target_rows(table)).await?;
         drop(dataset);
         let _flushing = table.flushing.lock().await;
         if table.dropped.load(Ordering::Acquire) {
@@ -81,8 +83,8 @@ impl Inner {
             (chosen, written)
         } else {
             self.lance.discard(&table.dir.path, &written);
-            let Some(chosen) = self.choose(&current) else { return Ok(false) };
-            let written = self.lance.rewrite(&current, &chosen).await?;
+            let Some(chosen) = self.choose(table, &current) else { return Ok(false) };
+            let written = self.lance.rewrite(&current, &chosen, clustering, self.target_rows(table)).await?;
             (chosen, written)
         };
         let stamp = Stamp { lsn, next_row_id: table.next_row_id.load(Ordering::Acquire) };
@@ -90,12 +92,23 @@ impl Inner {
         let committed = self.lance.commit_rewrite(&table.dir.path, &current, chosen, written, stamp).await?;
         let version = committed.manifest().version;
         self.install(table, committed, false);
+        learn_zones(table).await;
         tracing::debug!(table = %name, fragments, version, "a compaction ends");
         Ok(true)
     }
 
-    fn choose(&self, dataset: &lance::Dataset) -> Option<Chosen> {
-        Chosen::of(dataset, self.options.compaction_fan_in, self.options.compaction_target_rows)
+    fn choose(&self, table: &TableShared, dataset: &lance::Dataset) -> Option<Chosen> {
+        Chosen::of(dataset, self.options.compaction_fan_in, self.target_rows(table))
+    }
+
+    /// Fragments of this many rows are left alone. Those of a clustered table are small, so that scans can leave
+    /// them out.
+    fn target_rows(&self, table: &TableShared) -> usize {
+        let options = &self.options;
+        match table.dir.clustering {
+            Some(_) => options.clustered_fragment_rows.min(options.compaction_target_rows),
+            None => options.compaction_target_rows,
+        }
     }
 
     /// Removes versions that are older than the retention, or more than the limit, and that no reader holds.

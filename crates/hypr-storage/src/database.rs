@@ -485,7 +485,7 @@ fn recover_frame(table: &TableShared, frame: &FrameRef<'_>, change: &mut (Vec<Ta
     }
     let (_, mut next, batches) = frame.decode_rows()?;
     for batch in batches {
-        change.0.push(TailBatch { rows: table.number_rows(&batch, next)?, bytes: frame.len() });
+        change.0.push(TailBatch::new(table.number_rows(&batch, next)?, frame.len()));
         next += batch.num_rows() as u64;
     }
     table.next_row_id.fetch_max(next, Ordering::AcqRel);

@@ -87,6 +87,13 @@ impl Inner {
         self.reached(FlushStep::Frozen)?;
         let stamp = Stamp { lsn: frozen.lsn, next_row_id: table.next_row_id.load(Ordering::Acquire) };
         let rows = rows_to_write(table, &frozen)?;
+        let rows = match &table.dir.clustering {
+            Some(clustering) => {
+                clustering.arrange(&rows, self.options.clustered_fragment_rows)?.into_iter().map(|r| vec![r]).collect()
+            }
+            None if rows.is_empty() => Vec::new(),
+            None => vec![rows],
+        };
         let schema = lance_schema(&table.definition.columns);
         let dir = &table.dir.path;
         let dataset = frozen.dataset.as_ref();
@@ -95,6 +102,7 @@ impl Inner {
         let committed = self.lance.commit(dir, dataset, transaction).await?;
         self.reached(FlushStep::Committed)?;
         self.install(table, committed, true);
+        learn_zones(table).await;
         tracing::debug!(table = %name, "a flush ends");
         self.reached(FlushStep::Installed)
     }
@@ -144,6 +152,14 @@ impl Inner {
             Some(hook) => hook.reached(step),
             None => Ok(()),
         }
+    }
+}
+
+/// Keeps the extremes of new files, so that the next scan need not read them first.
+pub(crate) async fn learn_zones(table: &TableShared) {
+    let flushed = table.tail.lock().flushed();
+    if let (Some(clustering), Some((dataset, _))) = (&table.dir.clustering, flushed) {
+        clustering.learn(&dataset).await;
     }
 }
 

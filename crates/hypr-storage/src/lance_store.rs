@@ -33,6 +33,7 @@ use object_store14::list::PaginatedListStore;
 
 use crate::ROW_ID_COLUMN;
 use crate::checksums::{Checksums, DamagedFile, Verified};
+use crate::clustering::Clustering;
 use crate::disk::Disk;
 use crate::scan::batch_rows;
 use crate::tail::{DeadRows, is_dead};
@@ -42,6 +43,8 @@ pub const POSITION_KEY: &str = "hypr.wal_position";
 /// Transaction property: rows get ids from here on.
 pub const NEXT_ROW_ID_KEY: &str = "hypr.next_row_id";
 
+/// More than this is compacted in the order it lies in, not sorted by the cluster key: sorting is in memory.
+const SORTED_COMPACTION_BYTES: u64 = 256 << 20;
 const INDEX_CACHE_BYTES: usize = 256 << 20;
 const METADATA_CACHE_BYTES: usize = 128 << 20;
 /// One compaction reads about this much at most, so that a flush never waits for it for long.
@@ -75,6 +78,8 @@ pub(crate) struct TableDir {
     pub(crate) path: PathBuf,
     pub(crate) disk: Arc<dyn Disk>,
     pub(crate) dropped: std::sync::atomic::AtomicBool,
+    /// How the rows in it are laid out, if the table says so.
+    pub(crate) clustering: Option<Clustering>,
 }
 
 impl Drop for TableDir {
@@ -204,41 +209,63 @@ impl LanceStore {
         }
     }
 
-    /// Writes (and syncs) the files of a flush. `rows` have the schema [`crate::schema::lance_schema`].
+    /// Writes (and syncs) the files of a flush. `rows` have the schema [`crate::schema::lance_schema`] and come in
+    /// groups, which share no fragment.
     pub(crate) async fn prepare_flush(
         &self,
         dir: &Path,
         dataset: Option<&Arc<Dataset>>,
         schema: &SchemaRef,
-        rows: Vec<RecordBatch>,
+        groups: Vec<Vec<RecordBatch>>,
         dead: &[DeadRows],
         stamp: Stamp,
     ) -> Result<Transaction> {
-        let rows =
-            if rows.is_empty() && dataset.is_none() { vec![RecordBatch::new_empty(Arc::clone(schema))] } else { rows };
-        let written = match (dataset, rows.is_empty()) {
-            (_, true) => None,
-            (None, false) => {
-                let params = self.write_params(WriteMode::Create, stamp);
-                let uri = uri(dir)?;
-                Some(InsertBuilder::new(uri.as_str()).with_params(&params).execute_uncommitted(rows).await)
-            }
-            (Some(dataset), false) => {
-                let params = self.write_params(WriteMode::Append, stamp);
-                Some(InsertBuilder::new(Arc::clone(dataset)).with_params(&params).execute_uncommitted(rows).await)
-            }
-        };
-        let written = written.transpose().map_err(|e| lance_error("writing a flush", e))?;
         let Some(dataset) = dataset else {
-            return written.ok_or_else(|| Error::internal("a first flush wrote nothing"));
+            let groups =
+                if groups.is_empty() { vec![vec![RecordBatch::new_empty(Arc::clone(schema))]] } else { groups };
+            return self.first_flush(dir, groups, stamp).await;
         };
-        let new_fragments = match written.map(|transaction| transaction.operation) {
-            None => Vec::new(),
-            Some(Operation::Append { fragments }) => fragments,
-            Some(other) => return Err(Error::internal(format!("an append became {}", other.name()))),
-        };
+        let new_fragments = self.append_groups(dataset, groups, stamp).await?;
         let (updated, removed) = delete_rows(dataset, dead).await?;
         Ok(replacement(dataset, removed, updated, new_fragments, stamp))
+    }
+
+    async fn first_flush(&self, dir: &Path, groups: Vec<Vec<RecordBatch>>, stamp: Stamp) -> Result<Transaction> {
+        let (params, uri) = (self.write_params(WriteMode::Create, stamp), uri(dir)?);
+        let mut first: Option<Transaction> = None;
+        for rows in groups {
+            let written = InsertBuilder::new(uri.as_str()).with_params(&params).execute_uncommitted(rows).await;
+            let written = written.map_err(|e| lance_error("writing a flush", e))?;
+            match (&mut first, written.operation) {
+                (None, operation) => first = Some(Transaction { operation, ..written }),
+                (
+                    Some(Transaction { operation: Operation::Overwrite { fragments, .. }, .. }),
+                    Operation::Overwrite { fragments: more, .. },
+                ) => fragments.extend(more),
+                (Some(_), other) => return Err(Error::internal(format!("a first flush became {}", other.name()))),
+            }
+        }
+        first.ok_or_else(|| Error::internal("a first flush wrote nothing"))
+    }
+
+    /// Writes (and syncs) the fragments of each group of rows; no version refers to them yet.
+    async fn append_groups(
+        &self,
+        dataset: &Arc<Dataset>,
+        groups: Vec<Vec<RecordBatch>>,
+        stamp: Stamp,
+    ) -> Result<Vec<Fragment>> {
+        let params = self.write_params(WriteMode::Append, stamp);
+        let mut fragments = Vec::new();
+        for rows in groups {
+            let insert = InsertBuilder::new(Arc::clone(dataset)).with_params(&params);
+            let written = insert.execute_uncommitted(rows).await.map_err(|e| lance_error("writing a flush", e))?;
+            match written.operation {
+                Operation::Append { fragments: more } => fragments.extend(more),
+                other => return Err(Error::internal(format!("an append became {}", other.name()))),
+            }
+        }
+        Ok(fragments)
     }
 
     /// Makes a prepared transaction the newest version; it is durable when this returns.
@@ -262,11 +289,24 @@ impl LanceStore {
             .map_err(|e| lance_error("committing a flush", e))
     }
 
-    /// Writes (and syncs) the live rows of the chosen fragments as new ones; nothing refers to them yet.
-    pub(crate) async fn rewrite(&self, dataset: &Arc<Dataset>, chosen: &Chosen) -> Result<Vec<Fragment>> {
+    /// Writes (and syncs) the live rows of the chosen fragments as new ones, sorted by the cluster key and cut at
+    /// about `target_rows` if there is one; nothing refers to them yet.
+    pub(crate) async fn rewrite(
+        &self,
+        dataset: &Arc<Dataset>,
+        chosen: &Chosen,
+        clustering: Option<&Clustering>,
+        target_rows: usize,
+    ) -> Result<Vec<Fragment>> {
         let mut scanner = dataset.scan();
         scanner.with_fragments(chosen.0.clone()).scan_in_order(true).batch_size(batch_rows(&chosen.0));
         let stream = scanner.try_into_stream().await.map_err(|e| lance_error("compacting", e))?;
+        let bytes: u64 = chosen.0.iter().map(file_bytes).sum();
+        if let Some(clustering) = clustering.filter(|_| bytes <= SORTED_COMPACTION_BYTES) {
+            let rows: Vec<RecordBatch> = stream.try_collect().await.map_err(|e| lance_error("compacting", e))?;
+            let groups = clustering.arrange(&rows, target_rows)?.into_iter().map(|rows| vec![rows]).collect();
+            return self.append_groups(dataset, groups, Stamp::default()).await;
+        }
         let params = self.write_params(WriteMode::Append, Stamp::default());
         let transaction = InsertBuilder::new(Arc::clone(dataset))
             .with_params(&params)

@@ -9,7 +9,7 @@
 //! DIR/LOCK                      held by the process that has the directory open
 //! DIR/catalog.json              checkpoint of the catalog, with its log position
 //! DIR/wal/<first_lsn>.wal       log segments
-//! DIR/tables/<uuid>/            one Lance dataset a table, hidden column `_hypr_row_id` last
+//! DIR/tables/<uuid>/            one Lance dataset a table, hidden column `_hypr_row_id` last; `_zones.arrow` if clustered
 //! DIR/models/                   model files, see `models`
 //! ```
 //!
@@ -21,6 +21,7 @@ pub mod ann;
 mod catalog;
 mod check;
 mod checksums;
+mod clustering;
 mod compaction;
 mod constraints;
 mod database;
@@ -45,6 +46,7 @@ mod wal;
 pub use ann::{NearestRequest, PinnedTable};
 pub use catalog::TableDefinition;
 pub use check::{CheckReport, Finding, Severity, check};
+pub use clustering::{CLUSTERING_OPTION, ClusterKey};
 pub use constraints::{CONSTRAINTS_OPTION, Check, Constraints, Unique};
 pub use database::Database;
 pub use lance_store::{NEXT_ROW_ID_KEY, POSITION_KEY};

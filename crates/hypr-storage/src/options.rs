@@ -34,6 +34,9 @@ pub struct StorageOptions {
     pub compaction_fan_in: usize,
     /// Fragments of at least this many rows are left alone by compaction. Default 1,000,000.
     pub compaction_target_rows: usize,
+    /// Rows of a fragment of a clustered table: where the cluster key changes after this many, a flush and a
+    /// compaction begin a new fragment. Default 65,536.
+    pub clustered_fragment_rows: usize,
     /// How long superseded Lance versions stay on disk for other programs that read them; scans of this process
     /// keep theirs for as long as they need. Default 1 h.
     pub version_retention: Duration,
@@ -73,6 +76,7 @@ impl Default for StorageOptions {
             queue_bytes: 64 << 20,
             compaction_fan_in: 8,
             compaction_target_rows: 1_000_000,
+            clustered_fragment_rows: 65_536,
             version_retention: Duration::from_secs(3600),
             version_limit: 100,
             background_flush: true,

@@ -143,7 +143,7 @@ mod tests {
     fn batch(ids: std::ops::Range<u64>, text: &str) -> TailBatch {
         let texts: ArrayRef = Arc::new(StringArray::from(vec![text; (ids.end - ids.start) as usize]));
         let ids: ArrayRef = Arc::new(UInt64Array::from_iter_values(ids));
-        TailBatch { rows: RecordBatch::try_from_iter([("body", texts), ("id", ids)]).unwrap(), bytes: 0 }
+        TailBatch::new(RecordBatch::try_from_iter([("body", texts), ("id", ids)]).unwrap(), 0)
     }
 
     #[test]

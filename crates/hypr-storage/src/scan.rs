@@ -26,7 +26,7 @@ use crate::checksums::DamagedFile;
 use crate::lance_store::{lance_error, scan_error};
 use crate::schema::{bare, row_id_field};
 use crate::table::TableShared;
-use crate::tail::{Snapshot, live_rows};
+use crate::tail::{Snapshot, TailBatch, live_rows};
 
 /// The most rows of a batch.
 const BATCH_ROWS: usize = 8192;
@@ -77,13 +77,16 @@ pub(crate) async fn plan_snapshot(
         .filter(|filter| supports_filter(schema, filter) != TableProviderFilterPushDown::Unsupported)
         .collect();
     let limit = if pushed.is_empty() { request.limit } else { None };
-    plan_parts(
-        table,
-        snapshot,
-        partitions,
-        Parts { projection, with_row_id: request.with_row_id, filters: pushed, limit, output },
-    )
-    .await
+    let reads = match &snapshot._dir.clustering {
+        Some(clustering) if !pushed.is_empty() => {
+            let (dataset, batches) = (snapshot.dataset.as_ref(), &snapshot.batches);
+            let (fragments, batches) = clustering.prune(schema, &pushed, dataset, batches).await;
+            Reads { fragments, batches }
+        }
+        _ => Reads::all(&snapshot),
+    };
+    let parts = Parts { projection, with_row_id: request.with_row_id, filters: pushed, limit, output, reads };
+    plan_parts(table, snapshot, partitions, parts).await
 }
 
 /// Plans a scan of `snapshot` for the rows that `filter`, which may be about the row id, lets through. The tail
@@ -96,13 +99,9 @@ pub(crate) async fn plan_flushed(
 ) -> Result<Arc<dyn ExecutionPlan>> {
     let projection = (0..table.definition.columns.fields().len()).collect();
     let output = Arc::clone(&table.row_schema);
-    plan_parts(
-        table,
-        snapshot,
-        state.config().target_partitions(),
-        Parts { projection, with_row_id: true, filters: vec![filter], limit: None, output },
-    )
-    .await
+    let reads = Reads::all(&snapshot);
+    let parts = Parts { projection, with_row_id: true, filters: vec![filter], limit: None, output, reads };
+    plan_parts(table, snapshot, state.config().target_partitions(), parts).await
 }
 
 struct Parts {
@@ -111,6 +110,7 @@ struct Parts {
     filters: Vec<Expr>,
     limit: Option<usize>,
     output: SchemaRef,
+    reads: Reads,
 }
 
 async fn plan_parts(
@@ -128,6 +128,7 @@ async fn plan_parts(
         filters: parts.filters,
         limit: parts.limit,
         snapshot,
+        reads: parts.reads,
     };
     let lance = scan.lance_partitions(partitions.max(1)).await?;
     Ok(Arc::new(TableScanExec::new(scan, lance)))
@@ -182,6 +183,21 @@ struct Scan {
     filters: Vec<Expr>,
     limit: Option<usize>,
     snapshot: Arc<Snapshot>,
+    reads: Reads,
+}
+
+/// The parts of a snapshot that can hold rows which pass the filters.
+#[derive(Clone, Debug)]
+struct Reads {
+    fragments: Vec<Fragment>,
+    batches: Vec<Arc<TailBatch>>,
+}
+
+impl Reads {
+    fn all(snapshot: &Snapshot) -> Self {
+        let fragments = snapshot.dataset.as_ref().map(|dataset| dataset.fragments().to_vec());
+        Self { fragments: fragments.unwrap_or_default(), batches: snapshot.batches.clone() }
+    }
 }
 
 impl Scan {
@@ -191,7 +207,7 @@ impl Scan {
             return Ok(Vec::new());
         };
         let mut plans = Vec::new();
-        for fragments in split_fragments(dataset.fragments(), partitions) {
+        for fragments in split_fragments(&self.reads.fragments, partitions) {
             plans.push(self.lance_plan(dataset, fragments).await?);
         }
         Ok(plans)
@@ -283,7 +299,7 @@ fn pieces(rows: &RecordBatch, bytes: usize) -> Vec<RecordBatch> {
 }
 
 /// Lance knows columns by their bare names.
-fn unqualified(filter: Expr) -> Expr {
+pub(crate) fn unqualified(filter: Expr) -> Expr {
     let rewritten = filter.clone().transform(|expr| {
         Ok(match expr {
             Expr::Column(column) => datafusion::common::tree_node::Transformed::yes(Expr::Column(
@@ -326,7 +342,7 @@ pub struct TableScanExec {
 
 impl TableScanExec {
     fn new(scan: Scan, lance: Vec<Arc<dyn ExecutionPlan>>) -> Self {
-        let tail = usize::from(!scan.snapshot.batches.is_empty());
+        let tail = usize::from(!scan.reads.batches.is_empty());
         let partitions = (lance.len() + tail).max(1);
         let properties = PlanProperties::new(
             EquivalenceProperties::new(Arc::clone(&scan.output)),
@@ -360,7 +376,7 @@ impl TableScanExec {
     fn tail_stream(&self) -> impl Stream<Item = Result<RecordBatch, DataFusionError>> + Send + use<> {
         let scan = Arc::clone(&self.scan);
         let pieces: Vec<RecordBatch> =
-            scan.snapshot.batches.iter().flat_map(|batch| pieces(&batch.rows, batch.bytes)).collect();
+            scan.reads.batches.iter().flat_map(|batch| pieces(&batch.rows, batch.bytes)).collect();
         futures::stream::iter(pieces).map(move |piece| scan.finish_tail(&piece))
     }
 }
@@ -381,7 +397,14 @@ impl DisplayAs for TableScanExec {
         if let Some(dataset) = &snapshot.dataset {
             write!(f, ", version={}, fragments={}", dataset.manifest().version, dataset.fragments().len())?;
         }
-        write!(f, ", tail_rows={tail}")
+        write!(f, ", tail_rows={tail}")?;
+        if snapshot._dir.clustering.is_none() {
+            return Ok(());
+        }
+        let (reads, total) = (&self.scan.reads, Reads::all(snapshot));
+        let (fragments, batches) = (total.fragments.len(), total.batches.len());
+        write!(f, ", fragments_total={fragments}, fragments_read={}", reads.fragments.len())?;
+        write!(f, ", tail_batches_total={batches}, tail_batches_read={}", reads.batches.len())
     }
 }
 

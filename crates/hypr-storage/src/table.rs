@@ -16,6 +16,7 @@ use tokio::sync::{Notify, OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 
 use crate::ann::{IndexLimits, VectorIndexes};
 use crate::catalog::{StoredTable, TableDefinition};
+use crate::clustering::Clustering;
 use crate::constraints::Constraints;
 use crate::disk::Disk;
 use crate::key_index::{Claims, KeyIndex, KeyKind, Reservation};
@@ -75,7 +76,8 @@ impl TableShared {
         let definition = stored.definition();
         let constraints = Constraints::of(&definition)?;
         let row_schema = with_row_id(&definition.columns);
-        let dir = Arc::new(TableDir { path: dir, disk, dropped: AtomicBool::new(false) });
+        let clustering = Clustering::of(&definition, &dir);
+        let dir = Arc::new(TableDir { path: dir, disk, dropped: AtomicBool::new(false), clustering });
         let tail = Tail::new(None, 0);
         Ok(Self {
             snapshot: ArcSwap::from_pointee(tail.snapshot(&dir)),
@@ -520,7 +522,7 @@ fn encode(table: &TableShared, batches: &[RecordBatch], mut first_row_id: u64, r
             let piece = batch.slice(start, rows_per_piece.min(batch.num_rows() - start));
             let frame = Frame::rows(table.stored.id, first_row_id, &piece)?;
             let rows = table.number_rows(&piece, first_row_id)?;
-            added.push(TailBatch { rows, bytes: frame.len() });
+            added.push(TailBatch::new(rows, frame.len()));
             frames.push(frame);
             first_row_id += piece.num_rows() as u64;
         }

@@ -7,7 +7,8 @@
 //! Invariant: a [`Snapshot`] is one state between two commits. A flush freezes a prefix of the tail, writes
 //! it, and swaps it for the new Lance version in one step.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, OnceLock};
 
 use arrow_array::RecordBatch;
 use arrow_array::cast::AsArray;
@@ -15,6 +16,7 @@ use arrow_array::types::UInt64Type;
 use arrow_select::concat::concat_batches;
 use lance::Dataset;
 
+use crate::clustering::{Zone, zones_of};
 use crate::lance_store::TableDir;
 
 /// Batches are not merged beyond this many bytes: copying them again costs more than it saves.
@@ -25,6 +27,20 @@ const MERGE_LIMIT_BYTES: usize = 1 << 20;
 pub(crate) struct TailBatch {
     pub(crate) rows: RecordBatch,
     pub(crate) bytes: usize,
+    /// By column; computed by the first scan that asks.
+    zones: OnceLock<HashMap<String, Zone>>,
+}
+
+impl TailBatch {
+    /// Rows that take `bytes` in the log.
+    pub(crate) fn new(rows: RecordBatch, bytes: usize) -> Self {
+        Self { rows, bytes, zones: OnceLock::new() }
+    }
+
+    /// The extremes of `columns`, which are the same in every call; empty if they cannot be computed.
+    pub(crate) fn zones(&self, columns: &[String]) -> &HashMap<String, Zone> {
+        self.zones.get_or_init(|| zones_of(&self.rows, columns).unwrap_or_default())
+    }
 }
 
 /// Ascending row ids of rows that are gone.
@@ -172,7 +188,7 @@ impl Tail {
             && a.bytes + b.bytes <= MERGE_LIMIT_BYTES
             && let Ok(rows) = concat_batches(a.rows.schema_ref(), [&a.rows, &b.rows])
         {
-            let merged = TailBatch { rows, bytes: a.bytes + b.bytes };
+            let merged = TailBatch::new(rows, a.bytes + b.bytes);
             self.batches.truncate(self.batches.len() - 2);
             self.batches.push(Arc::new(merged));
         }
@@ -271,7 +287,8 @@ mod tests {
 
     fn batch(ids: std::ops::Range<u64>) -> TailBatch {
         let column: ArrayRef = Arc::new(UInt64Array::from_iter_values(ids));
-        TailBatch { bytes: column.len() * 8, rows: RecordBatch::try_from_iter([("id", column)]).unwrap() }
+        let bytes = column.len() * 8;
+        TailBatch::new(RecordBatch::try_from_iter([("id", column)]).unwrap(), bytes)
     }
 
     #[test]

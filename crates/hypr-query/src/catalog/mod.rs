@@ -37,6 +37,10 @@ impl Catalog {
         Self { database }
     }
 
+    pub(crate) fn database(&self) -> &Database {
+        &self.database
+    }
+
     /// The built-in table of that name.
     pub(crate) fn model_table(&self, schema: &str, name: &str) -> Option<ModelTable> {
         let source: Arc<dyn ModelSource> = self.database.models();

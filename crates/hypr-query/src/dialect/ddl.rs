@@ -10,6 +10,7 @@ use datafusion::sql::sqlparser::ast::{
 use hypr_common::{Error, Result};
 use hypr_storage::{CONSTRAINTS_OPTION, Constraints};
 
+use super::clustering::{Clauses, RESERVED_OPTIONS};
 use super::{constraints, types};
 use crate::{CATALOG, TableRef};
 
@@ -22,6 +23,8 @@ pub(crate) struct CreateTable {
     pub primary_key: Vec<String>,
     pub constraints: Constraints,
     pub options: BTreeMap<String, String>,
+    /// Where rows lie.
+    pub clauses: Clauses,
     /// `AS SELECT ..`
     pub query: Option<Box<Query>>,
 }
@@ -45,9 +48,13 @@ impl CreateTable {
         if primary_key.len() > 1 {
             return Err(Error::invalid("several columns say PRIMARY KEY; write PRIMARY KEY (a, b) after the columns"));
         }
+        let mut clauses = Clauses::default();
         for constraint in &ast.constraints {
-            table_constraint(&name, constraint, &mut primary_key, &mut constraints)?;
+            if !clauses.read(constraint)? {
+                table_constraint(&name, constraint, &mut primary_key, &mut constraints)?;
+            }
         }
+        clauses.read_after_columns(&ast)?;
         if ast.query.is_none() {
             if columns.is_empty() {
                 return Err(Error::invalid("a table needs at least one column"));
@@ -63,6 +70,7 @@ impl CreateTable {
             primary_key,
             constraints,
             options: options(&ast.table_options)?,
+            clauses,
             query: ast.query,
         })
     }
@@ -71,10 +79,6 @@ impl CreateTable {
 /// A column, and whether it is the key. Its constraints join those of the table.
 pub(crate) fn column(table: &str, definition: &ColumnDef, constraints: &mut Constraints) -> Result<(Field, bool)> {
     let name = normalize(&definition.name);
-    let type_name = definition.data_type.to_string().to_lowercase();
-    if name == "timeseries" && type_name.starts_with("key") {
-        return Err(Error::unsupported("TIMESERIES KEY is not available yet; leave the line out"));
-    }
     let (mut nullable, mut is_key) = (true, false);
     for option in &definition.options {
         match &option.option {
@@ -139,8 +143,8 @@ fn refuse_unsupported(ast: &CreateTableAst) -> Result<()> {
         (ast.external, "EXTERNAL"),
         (ast.like.is_some(), "LIKE"),
         (ast.clone.is_some(), "CLONE"),
-        (ast.partition_by.is_some() || ast.partition_of.is_some(), "PARTITION BY"),
-        (ast.cluster_by.is_some() || ast.clustered_by.is_some(), "CLUSTER BY"),
+        (ast.partition_of.is_some(), "PARTITION OF"),
+        (ast.clustered_by.is_some(), "CLUSTERED BY"),
         (ast.order_by.is_some(), "ORDER BY"),
         (ast.inherits.is_some(), "INHERITS"),
         (ast.on_commit.is_some(), "ON COMMIT"),
@@ -165,6 +169,11 @@ fn options(options: &CreateTableOptions) -> Result<BTreeMap<String, String>> {
                 let text = value.to_string();
                 if normalize(key) == CONSTRAINTS_OPTION {
                     return Err(Error::invalid("the option \"constraints\" is kept for UNIQUE, CHECK and DEFAULT"));
+                }
+                if RESERVED_OPTIONS.contains(&normalize(key).as_str()) {
+                    return Err(Error::invalid(format!(
+                        "table option {key} is reserved; write the clause it stands for"
+                    )));
                 }
                 map.insert(normalize(key), text.trim_matches('\'').to_owned());
             }

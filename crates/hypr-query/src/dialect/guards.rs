@@ -29,6 +29,8 @@ fn check_sql(sql: &Sql) -> Result<()> {
         | Sql::Delete(_)
         | Sql::Merge(_)
         | Sql::CreateTable(_)
+        | Sql::CreateFunction(_)
+        | Sql::DropFunction(_)
         | Sql::Truncate(_)
         | Sql::ShowTables { .. }
         | Sql::ShowColumns { .. }
@@ -41,7 +43,6 @@ fn check_sql(sql: &Sql) -> Result<()> {
             "transactions are not available yet; every statement commits by itself"
         }
         Sql::CreateView(_) => "CREATE VIEW is not available yet",
-        Sql::CreateFunction(_) => "CREATE FUNCTION is not available yet",
         Sql::CreateIndex(_) => "CREATE INDEX is not available yet",
         Sql::CreateSchema { .. } => {
             "CREATE SCHEMA is not available; CREATE TABLE schema.table makes the schema with its first table"

@@ -9,19 +9,29 @@
 //!
 //! Invariant: a rewrite is a file of its own with an `.slt` file of its own.
 
+mod array_blanks;
 mod assignments;
+pub(crate) mod clustering;
 pub(crate) mod constraints;
 pub(crate) mod ddl;
 pub(crate) mod guards;
+mod later_parts;
+mod named_arguments;
 pub(crate) mod operators;
+mod ordered_set_windows;
 mod placeholders;
 pub(crate) mod split;
-mod sql_dialect;
+pub(crate) mod sql_dialect;
+mod table_clauses;
 pub(crate) mod types;
+mod window_clause;
+mod window_in_where;
+
+use std::ops::ControlFlow;
 
 use datafusion::common::DataFusionError;
 use datafusion::sql::parser::{DFParserBuilder, Statement};
-use datafusion::sql::sqlparser::ast::Expr;
+use datafusion::sql::sqlparser::ast::{Expr, VisitMut, VisitorMut};
 use datafusion::sql::sqlparser::parser::Parser;
 use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan, Tokenizer};
 use hypr_common::{Error, Result};
@@ -38,21 +48,35 @@ pub(crate) const MAX_STATEMENT_BYTES: usize = 16 << 20;
 type TokenPass = fn(Vec<TokenWithSpan>) -> Result<Vec<TokenWithSpan>>;
 
 /// In the order they run.
-const TOKEN_PASSES: &[TokenPass] = &[placeholders::number_placeholders, ai::using_context::rewrite_tokens];
+const TOKEN_PASSES: &[TokenPass] = &[
+    array_blanks::as_parameters,
+    placeholders::number_placeholders,
+    window_clause::move_behind_where,
+    table_clauses::as_constraints,
+    ai::using_context::rewrite_tokens,
+];
 
 /// A rewrite of the syntax tree.
 type AstPass = fn(&mut Statement, &dyn Names) -> Result<()>;
 
 /// In the order they run.
 const AST_PASSES: &[AstPass] = &[
+    |statement, _| later_parts::refuse(statement),
     |statement, _| assignments::fold_case(statement),
+    |statement, _| named_arguments::spell_with_arrow(statement),
+    |statement, _| window_in_where::to_qualify(statement),
+    |statement, _| ordered_set_windows::to_arguments(statement),
+    |statement, _| {
+        ai::weights_form::rewrite_statement(statement);
+        Ok(())
+    },
     |statement, names| {
         ai::using_context::rewrite_statement(statement, &|name| names.is_table(name), &|name| names.is_model(name))
     },
 ];
 
 /// What names mean while a statement is rewritten.
-pub(crate) trait Names {
+pub(crate) trait Names: Sync {
     /// True for a table of the default schema.
     fn is_table(&self, name: &str) -> bool;
     /// True for a model that generates.
@@ -125,6 +149,18 @@ pub(crate) fn parse_expression(sql: &str) -> Result<Expr> {
     let expr = parser.parse_expr().map_err(refused)?;
     parser.expect_token(&Token::EOF).map_err(refused)?;
     Ok(expr)
+}
+
+/// Shows `visitor` every part of the statement that `EXPLAIN` may stand before.
+fn visit_statement<V: VisitorMut<Break = Error>>(statement: &mut Statement, visitor: &mut V) -> Result<()> {
+    match statement {
+        Statement::Statement(sql) => match sql.visit(visitor) {
+            ControlFlow::Break(error) => Err(error),
+            ControlFlow::Continue(()) => Ok(()),
+        },
+        Statement::Explain(explain) => visit_statement(&mut explain.statement, visitor),
+        _ => Ok(()),
+    }
 }
 
 fn tokenize(dialect: &HyprDialect, sql: &str) -> Result<Vec<TokenWithSpan>> {

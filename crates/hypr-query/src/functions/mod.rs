@@ -7,6 +7,7 @@ mod metrics;
 mod octet_length;
 mod session_info;
 pub(crate) mod vector;
+mod vector_arithmetic;
 mod vector_cast;
 mod vector_scalar;
 
@@ -17,11 +18,13 @@ use hypr_common::principal::Principal;
 
 pub(crate) use json_contains::json_contains;
 pub(crate) use metrics::is_metric;
+pub(crate) use vector_arithmetic::VectorOperators;
 pub(crate) use vector_cast::VectorCast;
 
 /// The functions every session has.
 pub(crate) fn all() -> Vec<Arc<ScalarUDF>> {
     let mut functions = metrics::all();
+    functions.extend(vector_arithmetic::all());
     functions.extend(vector_scalar::all());
     functions.push(json_contains());
     functions.push(octet_length::octet_length());

@@ -119,7 +119,8 @@ fn item() -> Field {
     Field::new("item", DataType::Float32, true)
 }
 
-fn fixed_vectors(vectors: impl Iterator<Item = Option<Vec<f32>>>, width: i32) -> ArrayRef {
+/// Vectors of `width` values; every one given has that many.
+pub(super) fn fixed_vectors(vectors: impl Iterator<Item = Option<Vec<f32>>>, width: i32) -> ArrayRef {
     let mut list = FixedSizeListBuilder::new(Float32Builder::new(), width).with_field(item());
     for vector in vectors {
         match &vector {
@@ -131,7 +132,8 @@ fn fixed_vectors(vectors: impl Iterator<Item = Option<Vec<f32>>>, width: i32) ->
     Arc::new(list.finish())
 }
 
-fn dynamic_vectors(vectors: impl Iterator<Item = Option<Vec<f32>>>) -> ArrayRef {
+/// Vectors of any length.
+pub(super) fn dynamic_vectors(vectors: impl Iterator<Item = Option<Vec<f32>>>) -> ArrayRef {
     let mut list = ListBuilder::new(Float32Builder::new()).with_field(item());
     for vector in vectors {
         if let Some(vector) = &vector {

@@ -4,6 +4,7 @@
 //! columns which pieces are wanted, then hands out one batch a piece whose `weight_data` is the mapped
 //! buffer itself: nothing is copied, and a query that does not read `weight_data` does not touch its pages.
 
+mod tokens;
 mod weights_scan;
 
 use std::sync::Arc;
@@ -21,6 +22,8 @@ use hypr_common::{Error, Result, types};
 
 use crate::dialect::ddl::CreateTable;
 use crate::error;
+
+pub(crate) use tokens::{PROMPT_OF, SELECTED_WEIGHTS, WHOLE_MODEL, functions, selected_weights};
 
 /// One of the two built-in tables.
 #[derive(Clone, Debug)]
@@ -160,11 +163,22 @@ fn metadata_batch(models: &[ModelMetadata]) -> Result<RecordBatch> {
         text(|model| model.model_id.clone()),
         text(|model| model.model_type.clone()),
         Arc::new(models.iter().map(|model| model.total_parameters).collect::<Int64Array>()),
-        text(|model| model.architecture_config.to_string()),
+        text(|model| architecture_config(model).to_string()),
         int(|model| model.vocab_size),
         int(|model| model.hidden_size),
         int(|model| model.num_attention_heads),
         int(|model| model.num_hidden_layers),
     ];
     Ok(RecordBatch::try_new(metadata_schema(), columns)?)
+}
+
+/// The configuration as SQL shows it: `tokenizer` says whose it is, since all models' files have one name.
+fn architecture_config(model: &ModelMetadata) -> serde_json::Value {
+    let mut config = model.architecture_config.clone();
+    if let Some(tokenizer) = config.get_mut("tokenizer")
+        && let Some(file) = tokenizer.as_str()
+    {
+        *tokenizer = format!("{}/{file}", model.model_id).into();
+    }
+    config
 }

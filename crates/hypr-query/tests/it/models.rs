@@ -66,7 +66,7 @@ async fn with_models() -> Fixture {
 async fn metadata_is_a_table_with_json() {
     let fixture = with_models().await;
     let sql = "SELECT model_id, num_hidden_layers, architecture_config->>'tokenizer' FROM model_metadata ORDER BY 1";
-    assert_eq!(fixture.lines(sql).await, ["large|5|tokenizer.json", "small|2|tokenizer.json"]);
+    assert_eq!(fixture.lines(sql).await, ["large|5|large/tokenizer.json", "small|2|small/tokenizer.json"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
