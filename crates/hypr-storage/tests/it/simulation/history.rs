@@ -108,6 +108,8 @@ pub struct History {
     next_table: u64,
     /// The disk may fail operations now.
     faulty: bool,
+    /// The disk has failed operations since the database was opened.
+    was_faulty: bool,
     /// The log takes no more writes until the database is opened again.
     poisoned: bool,
     counts: Counts,
@@ -133,6 +135,7 @@ impl History {
             next_key: 0,
             next_table: 0,
             faulty: false,
+            was_faulty: false,
             poisoned: false,
             counts: Counts::default(),
         }
@@ -198,7 +201,7 @@ impl History {
 
     /// Opens the database, which may crash again or meet a failing disk, and compares.
     async fn recover(&mut self) -> Database {
-        (self.faulty, self.poisoned) = (false, false);
+        (self.faulty, self.was_faulty, self.poisoned) = (false, false, false);
         let mut calm = false;
         loop {
             match self.random.below(6) {
@@ -304,6 +307,7 @@ impl History {
     fn disturb(&mut self) {
         self.counts.faults += 1;
         self.faulty = !self.faulty;
+        self.was_faulty = true;
         match self.random.below(2) {
             _ if !self.faulty => self.disk.calm(),
             0 => self.disk.set_room(Some(self.random.below(3000) as usize)),
@@ -327,7 +331,10 @@ impl History {
                 true
             }
             Err(error) => {
-                let troubled = self.faulty || self.disk.has_stopped();
+                // A log that could not take a write back refuses all others, also when the disk is well again.
+                let refuses = self.was_faulty && error.kind() == ErrorKind::Unavailable;
+                self.poisoned |= refuses;
+                let troubled = self.faulty || refuses || self.disk.has_stopped();
                 assert!(troubled, "{what} failed on a sound disk: {error}");
                 self.note(format!("{what}: {:?} {error}", error.kind()));
                 if is_refusal(&error) {
