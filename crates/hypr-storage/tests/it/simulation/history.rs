@@ -66,6 +66,8 @@ impl Counts {
 }
 
 type Rows = BTreeMap<i64, String>;
+/// New values of rows by key; `None` deletes.
+type Changes = Vec<(i64, Option<String>)>;
 
 #[derive(Clone, Debug, Default, PartialEq)]
 struct TableModel {
@@ -399,7 +401,7 @@ impl History {
         }
     }
 
-    fn new_rows(&mut self) -> Vec<(i64, Option<String>)> {
+    fn new_rows(&mut self) -> Changes {
         let count = 1 + self.random.below(9) as i64;
         let first = self.next_key;
         self.next_key += count;
@@ -416,7 +418,7 @@ impl History {
         self.insert_all(inserts).await;
     }
 
-    async fn insert_all(&mut self, inserts: Vec<(Arc<Table>, Vec<(i64, Option<String>)>)>) {
+    async fn insert_all(&mut self, inserts: Vec<(Arc<Table>, Changes)>) {
         let results = futures::future::join_all(inserts.iter().map(|(table, new)| {
             let batch = rows(new.iter().map(|(key, _)| *key), "new");
             async move { table.insert(vec![batch]).await }
