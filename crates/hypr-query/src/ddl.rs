@@ -11,6 +11,7 @@ use hypr_storage::{Constraints, TableDefinition};
 
 use crate::dialect::ddl::{CreateTable, apply_primary_key};
 use crate::rules::Rules;
+use crate::series::{continuous, retention};
 use crate::{Outcome, Session, TableRef, convert, ingest};
 
 /// Schemas that hold no tables of users.
@@ -22,6 +23,7 @@ pub(crate) async fn create_table(session: &Session, create: &CreateTable) -> Res
     if let Some(built_in) = session.catalog().model_table(table.schema_name(), &table.name) {
         return built_in.check_declaration(create).map(|()| Outcome::Affected(0));
     }
+    continuous::refuse_name(session.catalog(), table)?;
     let Some(query) = &create.query else {
         let definition = definition(session, create, create.columns.clone())?;
         session.engine().database().create_table(definition, create.if_not_exists).await?;
@@ -57,7 +59,7 @@ pub(crate) async fn create_table(session: &Session, create: &CreateTable) -> Res
 
 fn definition(session: &Session, create: &CreateTable, columns: Vec<arrow_schema::Field>) -> Result<TableDefinition> {
     let schema_name = create.table.schema_name().to_owned();
-    if RESERVED_SCHEMAS.contains(&schema_name.as_str()) {
+    if RESERVED_SCHEMAS.contains(&schema_name.as_str()) || continuous::is_reserved(&schema_name) {
         return Err(Error::invalid(format!("schema \"{schema_name}\" is reserved; use another")));
     }
     let mut options = create.options.clone();
@@ -65,13 +67,15 @@ fn definition(session: &Session, create: &CreateTable, columns: Vec<arrow_schema
     let columns = Arc::new(Schema::new(columns));
     check_rules(session, &create.table.name, &columns, &create.constraints)?;
     create.constraints.store(&mut options)?;
-    Ok(TableDefinition {
+    let definition = TableDefinition {
         schema_name,
         name: create.table.name.clone(),
         columns,
         primary_key: create.primary_key.clone(),
         options,
-    })
+    };
+    retention::check_options(&definition)?;
+    Ok(definition)
 }
 
 /// Refuses defaults that do not fit their columns and checks that are no conditions.
@@ -93,6 +97,7 @@ pub(crate) async fn drop_tables(session: &Session, tables: &[TableRef], if_exist
     for table in tables {
         match session.catalog().stored(table) {
             Ok(_) => {
+                continuous::refuse_dependents(session.catalog(), table)?;
                 session.engine().database().drop_table(table.schema_name(), &table.name, if_exists).await?;
             }
             Err(error) if if_exists && error.kind() == hypr_common::ErrorKind::NotFound => {}

@@ -12,6 +12,7 @@ use hypr_storage::{Database, Table, TableDefinition};
 
 use crate::catalog::Catalog;
 use crate::rules::Rules;
+use crate::series::continuous;
 use crate::{IngestMode, Session, TableRef, convert, error};
 
 /// The most bytes of one commit.
@@ -70,7 +71,9 @@ async fn open_target(
     if catalog.model_table(table.schema_name(), &table.name).is_some() {
         return catalog.stored(table);
     }
+    continuous::refuse_name(catalog, table)?;
     if mode == IngestMode::Replace {
+        continuous::refuse_dependents(catalog, table)?;
         database.drop_table(table.schema_name(), &table.name, true).await?;
     }
     if mode != IngestMode::Append {

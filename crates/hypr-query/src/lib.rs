@@ -35,6 +35,7 @@ pub use ai::AiOptions;
 pub use dialect::split::{ScriptStatement, is_incomplete, split_statements};
 pub use engine::{QueryEngine, QueryOptions};
 pub use error::from_datafusion;
+pub use series::{SERIES_TICK, SeriesHandle, start_series_service};
 pub use session::Session;
 pub use statement::{IngestMode, Outcome, Prepared, StatementKind, TableInfo, TableRef};
 

@@ -13,6 +13,7 @@ use hypr_common::{Error, Result};
 
 use crate::dialect::ddl::{self, CreateTable};
 use crate::dml::Change;
+use crate::series::statement::SeriesStatement;
 use crate::sql_functions::CreateFunction;
 use crate::{DEFAULT_SCHEMA, StatementKind, TableRef, error, functions};
 
@@ -34,6 +35,7 @@ pub(crate) enum Action {
     DropTable { tables: Vec<TableRef>, if_exists: bool },
     CreateFunction(Box<CreateFunction>),
     DropFunction { names: Vec<String>, if_exists: bool },
+    Series(Box<SeriesStatement>),
 }
 
 impl Action {
@@ -43,6 +45,9 @@ impl Action {
         };
         if let Some(change) = Change::of(sql)? {
             return Ok(Self::Change(Box::new(change)));
+        }
+        if let Some(series) = SeriesStatement::of(sql)? {
+            return Ok(Self::Series(Box::new(series)));
         }
         Ok(match sql.as_ref() {
             Sql::CreateTable(create) => {
@@ -74,7 +79,8 @@ impl Action {
             Action::CreateTable(_)
             | Action::DropTable { .. }
             | Action::CreateFunction(_)
-            | Action::DropFunction { .. } => StatementKind::Ddl,
+            | Action::DropFunction { .. }
+            | Action::Series(_) => StatementKind::Ddl,
         }
     }
 }

@@ -78,7 +78,8 @@ impl Session {
             Action::CreateTable(_)
             | Action::DropTable { .. }
             | Action::CreateFunction(_)
-            | Action::DropFunction { .. } => {}
+            | Action::DropFunction { .. }
+            | Action::Series(_) => {}
         }
         Ok(Prepared {
             sql: sql.to_owned(),
@@ -138,6 +139,7 @@ impl Session {
             Action::DropTable { tables, if_exists } => crate::ddl::drop_tables(self, tables, *if_exists).await,
             Action::CreateFunction(create) => sql_functions::create(self, create).await,
             Action::DropFunction { names, if_exists } => sql_functions::drop_functions(self, names, *if_exists).await,
+            Action::Series(statement) => statement.run(self).await,
         }
     }
 

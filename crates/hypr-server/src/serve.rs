@@ -44,6 +44,7 @@ pub async fn serve(
     let (listener, address) = bind(&config).await?;
     let (engine, engine_thread) = start_engine(&database, &config)?;
     let queries = QueryEngine::new(database.clone(), Arc::new(engine.clone()), query_options(&config))?;
+    let series = hypr_query::start_series_service(&queries, hypr_query::SERIES_TICK);
     let published = server_file::publish(database.dir(), address)?;
     let ready = Ready::new(AtomicBool::new(true));
     let (app, health) = router(queries, Arc::clone(&ready), &config).await?;
@@ -62,6 +63,7 @@ pub async fn serve(
     };
     listener::serve(listener, app, limits, draining).await;
 
+    series.stop().await;
     stop_engine(engine, engine_thread).await;
     let closed = database.close().await;
     drop(published);

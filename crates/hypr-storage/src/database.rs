@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use hypr_common::clock::Clock;
 use hypr_common::{Error, ErrorKind, Result};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::Notify;
@@ -251,6 +252,11 @@ impl Database {
     /// The models in this directory.
     pub fn models(&self) -> Arc<ModelStore> {
         Arc::clone(&self.inner.models)
+    }
+
+    /// Where this database reads the time.
+    pub fn clock(&self) -> Arc<dyn Clock> {
+        Arc::clone(&self.inner.options.clock)
     }
 
     /// The directory.

@@ -33,6 +33,7 @@ mod lookup;
 pub mod models;
 mod objects;
 mod options;
+mod pinned;
 mod row_feed;
 mod scan;
 mod schema;

@@ -1,6 +1,6 @@
 //! The catalog `hyprstream`: the store's tables and the built-in model tables, read live on every statement.
 //!
-//! Invariant: holds no state of its own, so a table made by one session is there for all others at once.
+//! Invariant: holds no state of its own but caches, so a table made by one session is there for all others at once.
 
 mod stored_table;
 
@@ -16,6 +16,7 @@ use hypr_common::{Error, Result};
 use hypr_storage::{Database, Table};
 
 use crate::models::ModelTable;
+use crate::series::continuous;
 use crate::{CATALOG, DEFAULT_SCHEMA, TableInfo, TableRef, error};
 
 pub(crate) use stored_table::StoredTable;
@@ -24,6 +25,7 @@ pub(crate) use stored_table::StoredTable;
 #[derive(Clone)]
 pub(crate) struct Catalog {
     database: Database,
+    continuous: Arc<continuous::Caches>,
 }
 
 impl fmt::Debug for Catalog {
@@ -34,7 +36,16 @@ impl fmt::Debug for Catalog {
 
 impl Catalog {
     pub(crate) fn new(database: Database) -> Self {
-        Self { database }
+        Self { database, continuous: Arc::default() }
+    }
+
+    pub(crate) fn database(&self) -> &Database {
+        &self.database
+    }
+
+    /// What is remembered of continuous aggregates.
+    pub(crate) fn continuous(&self) -> &continuous::Caches {
+        &self.continuous
     }
 
     pub(crate) fn database(&self) -> &Database {
@@ -50,8 +61,13 @@ impl Catalog {
     /// The stored table, or an error that suggests a name.
     pub(crate) fn stored(&self, table: &TableRef) -> Result<Arc<Table>> {
         let (schema, name) = (table.schema_name(), table.name.as_str());
-        if let Some(found) = self.database.table(schema, name) {
+        if let Some(found) = self.database.table(schema, name).filter(|_| !continuous::is_reserved(schema)) {
             return Ok(found);
+        }
+        if self.database.object(continuous::KIND, schema, name).is_some() {
+            return Err(Error::unsupported(format!(
+                "\"{name}\" is a continuous aggregate; change the table that it reads, or drop it with DROP MATERIALIZED VIEW"
+            )));
         }
         if self.model_table(schema, name).is_some() {
             return Err(Error::unsupported(format!(
@@ -77,7 +93,14 @@ impl Catalog {
 
     /// Every table, by schema and name.
     pub(crate) fn tables(&self) -> Vec<TableInfo> {
-        let mut infos: Vec<TableInfo> = self.database.tables().iter().map(|table| stored_info(table)).collect();
+        let stored = self.database.tables();
+        let stored = stored.iter().filter(|table| !continuous::is_reserved(&table.definition().schema_name));
+        let mut infos: Vec<TableInfo> = stored.map(|table| stored_info(table)).collect();
+        infos.extend(continuous::listings(self).into_iter().filter_map(|view| {
+            let columns = view.columns(self).ok()?;
+            let (schema_name, name) = (view.schema_name, view.name);
+            Some(TableInfo { schema_name, name, table_type: "VIEW", columns, primary_key: Vec::new() })
+        }));
         infos.extend(ModelTable::NAMES.iter().filter_map(|name| {
             let table = self.model_table(DEFAULT_SCHEMA, name)?;
             Some(TableInfo {
@@ -96,6 +119,8 @@ impl Catalog {
     pub(crate) fn schemas(&self) -> Vec<String> {
         let mut names: BTreeSet<String> =
             self.database.tables().iter().map(|table| table.definition().schema_name.clone()).collect();
+        names.extend(self.database.objects(continuous::KIND).into_iter().map(|view| view.schema_name));
+        names.retain(|name| !continuous::is_reserved(name));
         names.insert(DEFAULT_SCHEMA.to_owned());
         names.into_iter().collect()
     }
@@ -155,10 +180,15 @@ impl SchemaProvider for Schema {
         if let Some(table) = self.catalog.model_table(&self.name, name) {
             return Ok(Some(Arc::new(table)));
         }
+        if let Some(view) = continuous::find(&self.catalog, &self.name, name).map_err(error::to_datafusion)? {
+            return Ok(Some(Arc::new(view)));
+        }
         Ok(self.catalog.database.table(&self.name, name).map(|table| Arc::new(StoredTable::new(table)) as _))
     }
 
     fn table_exist(&self, name: &str) -> bool {
-        self.catalog.model_table(&self.name, name).is_some() || self.catalog.database.table(&self.name, name).is_some()
+        self.catalog.model_table(&self.name, name).is_some()
+            || self.catalog.database.table(&self.name, name).is_some()
+            || self.catalog.database.object(continuous::KIND, &self.name, name).is_some()
     }
 }

@@ -5,6 +5,8 @@ use datafusion::sql::parser::Statement;
 use datafusion::sql::sqlparser::ast::{ObjectType, Statement as Sql};
 use hypr_common::{Error, Result};
 
+use crate::series::statement::SeriesStatement;
+
 /// Refuses statements that are not served.
 pub(crate) fn check(statement: &Statement) -> Result<()> {
     match statement {
@@ -22,6 +24,9 @@ pub(crate) fn check(statement: &Statement) -> Result<()> {
 }
 
 fn check_sql(sql: &Sql) -> Result<()> {
+    if SeriesStatement::of(sql)?.is_some() {
+        return Ok(());
+    }
     let refused = match sql {
         Sql::Query(_)
         | Sql::Insert(_)

@@ -36,6 +36,8 @@ use datafusion::sql::sqlparser::parser::Parser;
 use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan, Tokenizer};
 use hypr_common::{Error, Result};
 
+use crate::series::asof::rewrite as asof;
+use crate::series::statement as series;
 use crate::{ai, error};
 use sql_dialect::HyprDialect;
 
@@ -54,6 +56,8 @@ const TOKEN_PASSES: &[TokenPass] = &[
     window_clause::move_behind_where,
     table_clauses::as_constraints,
     ai::using_context::rewrite_tokens,
+    asof::rewrite_tokens,
+    series::rewrite_tokens,
 ];
 
 /// A rewrite of the syntax tree.
@@ -66,6 +70,10 @@ const AST_PASSES: &[AstPass] = &[
     |statement, _| named_arguments::spell_with_arrow(statement),
     |statement, _| window_in_where::to_qualify(statement),
     |statement, _| ordered_set_windows::to_arguments(statement),
+    |statement, _| {
+        asof::rewrite_statement(statement);
+        Ok(())
+    },
     |statement, _| {
         ai::weights_form::rewrite_statement(statement);
         Ok(())

@@ -1,9 +1,9 @@
 //! Where buckets of time begin: the arithmetic behind `time_bucket` and everything built on it.
 //!
 //! A bucket is named by its first instant. With a time zone the grid is laid over the local clock:
-//! - widths of whole days and of months begin at local midnights of the grid (at the origin's time of day),
-//!   however long the days between are; a midnight that the clock skips is the first instant after the gap, of
-//!   one that it shows twice the first counts;
+//! - widths of whole days begin at one time of the local day, midnight by default, however long the days between are;
+//!   a time that the clock skips is the first instant after the gap, of one that it shows twice the first counts;
+//! - widths of months begin at the first midnight of a month; of an origin only the month counts;
 //! - other widths begin at every instant at which the local clock shows a multiple of the width, so an hour that
 //!   the clock repeats is two buckets, and at the end of a gap that skips a multiple.
 //!
@@ -60,11 +60,15 @@ impl Bucketing {
         };
         let zone = zone.filter(|zone| *zone != Tz::UTC);
         let mut bucketing = Self { width, origin: 0, zone };
-        bucketing.origin = match (origin, width) {
+        let origin = match (origin, width) {
             (Origin::Default, Width::Fixed(_)) => DEFAULT_ORIGIN_NS,
             (Origin::Default, Width::Months(_)) => DEFAULT_MONTH_ORIGIN_NS,
             (Origin::Local(local), _) => local,
             (Origin::Instant(instant), _) => bucketing.local(instant),
+        };
+        bucketing.origin = match width {
+            Width::Fixed(_) => origin,
+            Width::Months(_) => first_of_month(month_number(date_time(origin))),
         };
         Ok(bucketing)
     }
@@ -167,11 +171,8 @@ impl Bucketing {
         match self.width {
             Width::Fixed(width) => local - (local - self.origin).rem_euclid(width),
             Width::Months(months) => {
-                let (origin, at) = (date_time(self.origin), date_time(local));
-                let apart = month_number(at) - month_number(origin);
-                let count = apart.div_euclid(months) * months;
-                let point = self.months_from_origin(count);
-                if point <= local { point } else { self.months_from_origin(count - months) }
+                let month = month_number(date_time(local));
+                first_of_month(month - (month - month_number(date_time(self.origin))).rem_euclid(months))
             }
         }
     }
@@ -179,24 +180,20 @@ impl Bucketing {
     fn grid_next(&self, grid: i128) -> i128 {
         match self.width {
             Width::Fixed(width) => grid + width,
-            Width::Months(months) => {
-                let apart = month_number(date_time(grid)) - month_number(date_time(self.origin));
-                self.months_from_origin(apart + months)
-            }
+            Width::Months(months) => first_of_month(month_number(date_time(grid)) + months),
         }
-    }
-
-    /// Counted from the origin each time, so that a 31st is not lost in February.
-    fn months_from_origin(&self, months: i64) -> i128 {
-        let origin = date_time(self.origin);
-        let step = Months::new(u32::try_from(months.unsigned_abs()).unwrap_or(u32::MAX));
-        let moved = if months < 0 { origin.checked_sub_months(step) } else { origin.checked_add_months(step) };
-        moved.map_or(self.origin, nanoseconds)
     }
 }
 
 fn month_number(at: NaiveDateTime) -> i64 {
     i64::from(at.year()) * 12 + i64::from(at.month0())
+}
+
+fn first_of_month(number: i64) -> i128 {
+    let year = i32::try_from(number.div_euclid(12)).unwrap_or(if number < 0 { i32::MIN } else { i32::MAX });
+    let month = u32::try_from(number.rem_euclid(12)).unwrap_or(0) + 1;
+    let bound = if number < 0 { NaiveDate::MIN } else { NaiveDate::MAX };
+    nanoseconds(NaiveDate::from_ymd_opt(year, month, 1).unwrap_or(bound).and_time(NaiveTime::MIN))
 }
 
 fn nanoseconds(at: NaiveDateTime) -> i128 {
@@ -257,6 +254,15 @@ pub(crate) fn parse_local(text: &str) -> Option<i128> {
 pub(crate) fn fixed_ns(width: IntervalMonthDayNano) -> Option<i128> {
     let fixed = i128::from(width.days) * DAY_NS + i128::from(width.nanoseconds);
     (width.months == 0).then_some(fixed)
+}
+
+/// An instant less an interval, by the calendar of UTC.
+pub(crate) fn minus(instant: i128, interval: IntervalMonthDayNano) -> i128 {
+    let at = date_time(instant);
+    let step = Months::new(interval.months.unsigned_abs());
+    let moved = if interval.months < 0 { at.checked_add_months(step) } else { at.checked_sub_months(step) };
+    let fixed = i128::from(interval.days) * DAY_NS + i128::from(interval.nanoseconds);
+    moved.map_or(instant, nanoseconds) - fixed
 }
 
 /// An instant as text, for messages.

@@ -1,18 +1,26 @@
-//! Time series: buckets of time, windows, gaps, the first and the last value.
+//! Time series: buckets of time, windows, gaps, ASOF joins, the first and the last value.
 //!
 //! - [`bucket`] is the arithmetic of buckets, [`time_bucket`] its SQL functions.
 //! - `time_bucket_gapfill`, `hop` and `session` in `GROUP BY`, `locf` and `interpolate` beside them are [`markers`]
 //!   that [`group`], an analyzer rule, turns into plans; [`gapfill`] is the node that adds the missing rows.
 //! - [`extremum`] has the aggregates `first` and `last`.
+//! - [`asof`] joins each row with the nearest in time.
+//! - [`continuous`] keeps aggregates of buckets, [`retention`] lets old rows go, and [`service`] does both in the
+//!   background; [`statement`] has their SQL.
 //!
 //! Invariant: what a query answers does not depend on the order or the number of batches its rows come in.
 
+pub(crate) mod asof;
 mod bucket;
+pub(crate) mod continuous;
 mod extremum;
 mod gapfill;
 mod group;
 mod markers;
+pub(crate) mod retention;
+mod service;
 mod session;
+pub(crate) mod statement;
 mod time_bucket;
 mod times;
 
@@ -27,10 +35,34 @@ use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_planner::{ExtensionPlanner, PhysicalPlanner};
 
 use crate::extensions::Extension;
+use crate::{Session, TableRef};
+
+pub use service::{SERIES_TICK, SeriesHandle, start_series_service};
+
+/// Brings a continuous aggregate up to date and returns the number of buckets computed.
+///
+/// # Errors
+/// `NotFound` for a view that is not there; those of reading and writing.
+async fn refresh_view(session: &Session, name: &TableRef, scope: continuous::Scope) -> hypr_common::Result<u64> {
+    let listing = continuous::listings(session.catalog())
+        .into_iter()
+        .find(|view| view.schema_name == name.schema_name() && view.name == name.name);
+    let Some(listing) = listing else {
+        return Err(hypr_common::Error::not_found(format!("continuous aggregate \"{name}\" does not exist")));
+    };
+    let state = session.statement_state();
+    let view = continuous::View::open(session.catalog(), &state, &listing).await?;
+    continuous::refresh(&view, &state, scope).await
+}
 
 /// Adds the rules and the planner of relations. The session's query planner needs [`extension_planner`].
 pub(crate) fn install(builder: SessionStateBuilder) -> SessionStateBuilder {
-    builder.with_analyzer_rule(Arc::new(group::SeriesGroups))
+    let mut builder = builder
+        .with_analyzer_rule(Arc::new(asof::PlanAsofJoins))
+        .with_analyzer_rule(Arc::new(group::SeriesGroups))
+        .with_optimizer_rule(Arc::new(asof::PushFiltersIntoAsof));
+    builder.relation_planners().get_or_insert_default().insert(0, Arc::new(asof::AsofRelations));
+    builder
 }
 
 /// Adds the functions.
@@ -69,6 +101,12 @@ impl ExtensionPlanner for SeriesPlanner {
                 return internal_err!("GapFill takes one input");
             };
             return gapfill::plan(planner, fill, input, state).map(Some);
+        }
+        if let Some(join) = node.as_any().downcast_ref::<asof::AsofJoinNode>() {
+            let [left, right] = inputs else {
+                return internal_err!("an ASOF join takes two inputs");
+            };
+            return asof::plan(planner, join, left, right, state).map(Some);
         }
         Ok(None)
     }

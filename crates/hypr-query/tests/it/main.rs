@@ -10,5 +10,6 @@ mod limits;
 mod models;
 mod nearest;
 mod prepared;
+mod series;
 mod slt;
 mod tiny;

@@ -58,8 +58,8 @@ pub enum SearchPath {
 /// One state of a table, for several questions that must agree.
 #[derive(Clone, Debug)]
 pub struct PinnedTable {
-    pub(super) shared: Arc<TableShared>,
-    pub(super) snapshot: Arc<Snapshot>,
+    pub(crate) shared: Arc<TableShared>,
+    pub(crate) snapshot: Arc<Snapshot>,
     limits: IndexLimits,
 }
 

@@ -16,4 +16,4 @@ mod planner;
 mod series;
 
 pub(super) use node::{Fill, GapFillNode, Range};
-pub(super) use planner::plan;
+pub(super) use planner::{constant, plan};

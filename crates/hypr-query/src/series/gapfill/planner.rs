@@ -70,7 +70,11 @@ fn node_schema(node: &GapFillNode) -> Arc<Schema> {
 }
 
 /// The value of an expression without columns.
-fn constant(planner: &dyn PhysicalPlanner, expr: &Expr, state: &SessionState) -> Result<ScalarValue> {
+pub(in crate::series) fn constant(
+    planner: &dyn PhysicalPlanner,
+    expr: &Expr,
+    state: &SessionState,
+) -> Result<ScalarValue> {
     let physical = planner.create_physical_expr(expr, &DFSchema::empty(), state)?;
     let options = RecordBatchOptions::new().with_row_count(Some(1));
     let row = RecordBatch::try_new_with_options(Arc::new(Schema::empty()), Vec::new(), &options)?;
