@@ -222,7 +222,7 @@ impl View {
 /// Plans and checks the query of a view.
 pub(super) async fn plan(catalog: &Catalog, state: &SessionState, query: &str) -> Result<Shape> {
     let statement = dialect::parse(query, &NoNames)?;
-    let plan = Box::pin(Planner { state, catalog }.plan(statement, None, &[])).await?;
+    let plan = Box::pin(Planner { state, catalog, names: &NoNames }.plan(statement, None, &[])).await?;
     let shape = Shape::of(plan, state)?;
     catalog.stored(&shape.base)?;
     Ok(shape)
