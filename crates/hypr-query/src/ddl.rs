@@ -98,7 +98,9 @@ pub(crate) async fn drop_tables(session: &Session, tables: &[TableRef], if_exist
         match session.catalog().stored(table) {
             Ok(_) => {
                 continuous::refuse_dependents(session.catalog(), table)?;
-                session.engine().database().drop_table(table.schema_name(), &table.name, if_exists).await?;
+                let database = session.engine().database();
+                database.drop_table(table.schema_name(), &table.name, if_exists).await?;
+                database.drop_vector_indexes_of(table.schema_name(), &table.name).await?;
             }
             Err(error) if if_exists && error.kind() == hypr_common::ErrorKind::NotFound => {}
             Err(error) => return Err(error),

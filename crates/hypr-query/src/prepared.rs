@@ -8,10 +8,11 @@ use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::common::{ParamValues, ScalarValue};
 use datafusion::logical_expr::{Expr as PlanExpr, ExprSchemable, LogicalPlan};
 use datafusion::sql::parser::Statement;
-use datafusion::sql::sqlparser::ast::{ObjectName, Statement as Sql, TableFactor, TableWithJoins};
+use datafusion::sql::sqlparser::ast::{ObjectName, ObjectType, Statement as Sql, TableFactor, TableWithJoins};
 use hypr_common::{Error, Result};
 
 use crate::dialect::ddl::{self, CreateTable};
+use crate::dialect::vector_index::CreateVectorIndex;
 use crate::dml::Change;
 use crate::series::statement::SeriesStatement;
 use crate::sql_functions::CreateFunction;
@@ -36,6 +37,8 @@ pub(crate) enum Action {
     CreateFunction(Box<CreateFunction>),
     DropFunction { names: Vec<String>, if_exists: bool },
     Series(Box<SeriesStatement>),
+    CreateIndex(Box<CreateVectorIndex>),
+    DropIndex { indexes: Vec<TableRef>, if_exists: bool },
 }
 
 impl Action {
@@ -64,6 +67,14 @@ impl Action {
                     .collect::<Result<_>>()?,
                 if_exists: drop.if_exists,
             },
+            Sql::CreateIndex(create) => {
+                let mut create = CreateVectorIndex::from_ast(create)?;
+                create.table.schema.get_or_insert_with(|| DEFAULT_SCHEMA.to_owned());
+                Self::CreateIndex(Box::new(create))
+            }
+            Sql::Drop { object_type: ObjectType::Index, names, if_exists, .. } => {
+                Self::DropIndex { indexes: names.iter().map(qualified).collect::<Result<_>>()?, if_exists: *if_exists }
+            }
             Sql::Drop { names, if_exists, .. } => {
                 Self::DropTable { tables: names.iter().map(qualified).collect::<Result<_>>()?, if_exists: *if_exists }
             }
@@ -78,6 +89,8 @@ impl Action {
             Action::CreateTable(create) if create.query.is_some() => StatementKind::Update,
             Action::CreateTable(_)
             | Action::DropTable { .. }
+            | Action::CreateIndex(_)
+            | Action::DropIndex { .. }
             | Action::CreateFunction(_)
             | Action::DropFunction { .. }
             | Action::Series(_) => StatementKind::Ddl,

@@ -80,6 +80,7 @@ impl Session {
             | Action::CreateFunction(_)
             | Action::DropFunction { .. }
             | Action::Series(_) => {}
+            Action::CreateIndex(_) | Action::DropIndex { .. } => {}
         }
         Ok(Prepared {
             sql: sql.to_owned(),
@@ -136,6 +137,10 @@ impl Session {
             Action::Query => self.run_query(plan, params).await.map(Outcome::Rows),
             Action::Change(change) => change.run(self, plan, params).await,
             Action::CreateTable(create) => crate::ddl::create_table(self, create).await,
+            Action::CreateIndex(create) => crate::vector_search::ddl::create_index(self, create).await,
+            Action::DropIndex { indexes, if_exists } => {
+                crate::vector_search::ddl::drop_indexes(self, indexes, *if_exists).await
+            }
             Action::DropTable { tables, if_exists } => crate::ddl::drop_tables(self, tables, *if_exists).await,
             Action::CreateFunction(create) => sql_functions::create(self, create).await,
             Action::DropFunction { names, if_exists } => sql_functions::drop_functions(self, names, *if_exists).await,

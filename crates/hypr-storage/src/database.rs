@@ -145,7 +145,9 @@ impl Database {
             tokio::spawn(flush::run(Arc::downgrade(&inner), Arc::clone(&inner.flush_wanted), tick));
             tokio::spawn(compaction::run(Arc::downgrade(&inner), Arc::clone(&inner.compaction_wanted)));
         }
-        Ok(Self { inner })
+        let database = Self { inner };
+        database.start_vector_indexes()?;
+        Ok(database)
     }
 
     /// All tables, by schema and name.

@@ -36,6 +36,7 @@ fn check_sql(sql: &Sql) -> Result<()> {
         | Sql::CreateTable(_)
         | Sql::CreateFunction(_)
         | Sql::DropFunction(_)
+        | Sql::CreateIndex(_)
         | Sql::Truncate(_)
         | Sql::ShowTables { .. }
         | Sql::ShowColumns { .. }
@@ -43,12 +44,11 @@ fn check_sql(sql: &Sql) -> Result<()> {
         | Sql::ShowFunctions { .. }
         | Sql::ExplainTable { .. }
         | Sql::Explain { .. } => return Ok(()),
-        Sql::Drop { object_type: ObjectType::Table, .. } => return Ok(()),
+        Sql::Drop { object_type: ObjectType::Table | ObjectType::Index, .. } => return Ok(()),
         Sql::StartTransaction { .. } | Sql::Commit { .. } | Sql::Rollback { .. } | Sql::Savepoint { .. } => {
             "transactions are not available yet; every statement commits by itself"
         }
         Sql::CreateView(_) => "CREATE VIEW is not available yet",
-        Sql::CreateIndex(_) => "CREATE INDEX is not available yet",
         Sql::CreateSchema { .. } => {
             "CREATE SCHEMA is not available; CREATE TABLE schema.table makes the schema with its first table"
         }

@@ -24,6 +24,7 @@ pub(crate) mod split;
 pub(crate) mod sql_dialect;
 mod table_clauses;
 pub(crate) mod types;
+pub(crate) mod vector_index;
 mod window_clause;
 mod window_in_where;
 

@@ -9,6 +9,7 @@
 //!
 //! Deliberately absent: indexes themselves (`hypr_storage::ann`).
 
+pub(crate) mod ddl;
 mod exec;
 mod pattern;
 mod provider;

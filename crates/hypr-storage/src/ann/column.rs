@@ -98,6 +98,8 @@ impl ColumnIndex {
 #[derive(Debug, Default)]
 pub(crate) struct VectorIndexes {
     columns: RwLock<BTreeMap<(usize, Metric), Arc<ColumnIndex>>>,
+    /// Of the indexes that a user declared.
+    declared: RwLock<BTreeMap<(usize, Metric), Params>>,
     pub(crate) row_maps: RowMaps,
 }
 
@@ -133,6 +135,26 @@ impl VectorIndexes {
         let index = Arc::new(ColumnIndex::new(column, Index::new(metric, dims, params)?));
         columns.insert((column, metric), Arc::clone(&index));
         Ok((index, true))
+    }
+
+    /// How the index of a column is to be built.
+    pub(super) fn params(&self, column: usize, metric: Metric) -> Params {
+        self.declared.read().get(&(column, metric)).copied().unwrap_or_default()
+    }
+
+    /// Declares how an index is built; one that was built otherwise is forgotten.
+    pub(super) fn define(&self, column: usize, metric: Metric, params: Params) {
+        let before = self.params(column, metric);
+        self.declared.write().insert((column, metric), params);
+        if before != params {
+            self.remove(column, metric);
+        }
+    }
+
+    /// Forgets a declared index.
+    pub(super) fn undefine(&self, column: usize, metric: Metric) {
+        self.declared.write().remove(&(column, metric));
+        self.remove(column, metric);
     }
 
     /// Forgets an index; searches that have it go on.

@@ -9,13 +9,15 @@
 //! Deliberately absent: SQL; and any durable state of an index other than its definition.
 
 mod column;
+mod definition;
 mod nearest;
 mod places;
 mod take;
 mod upkeep;
 mod vectors;
 
-pub use hypr_ann::{IndexStats, Metric, Neighbor, Odd, RowSet};
+pub use definition::VectorIndexDefinition;
+pub use hypr_ann::{IndexStats, Metric, Neighbor, Odd, Params, RowSet};
 pub use nearest::{NearestRequest, PinnedTable, SearchPath};
 
 pub(crate) use column::VectorIndexes;

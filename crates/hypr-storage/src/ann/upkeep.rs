@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use datafusion::prelude::SessionContext;
 use futures::TryStreamExt;
-use hypr_ann::{Index, Metric, Params};
+use hypr_ann::{Index, Metric};
 use hypr_common::{Error, Result};
 
 use super::IndexLimits;
@@ -26,8 +26,7 @@ const DEAD_FRACTION: usize = 3;
 /// How long new rows may stay outside of the graph when they are few.
 const TICK: Duration = Duration::from_millis(500);
 
-/// The index of a column, if there is one or there should be one; it may still be loading. `params` are those of the
-/// index when it is made now.
+/// The index of a column, if there is one or memory for one; it may still be loading.
 pub(super) async fn ensure(
     table: &Arc<TableShared>,
     column: usize,
@@ -38,7 +37,7 @@ pub(super) async fn ensure(
         return Ok(Some(known));
     }
     let dims = width(table.definition.columns.field(column))?;
-    let params = Params::default();
+    let params = table.vectors.params(column, metric);
     let rows = table.snapshot().rows().0;
     if Index::estimated_bytes(dims, rows, &params) > limits.memory_bytes {
         return Ok(None);
