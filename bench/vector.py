@@ -52,8 +52,13 @@ def exact_neighbours(rows: numpy.ndarray, queries: numpy.ndarray, metric: str) -
     if metric == "cosine":
         rows = rows / numpy.linalg.norm(rows, axis=1, keepdims=True)
         queries = queries / numpy.linalg.norm(queries, axis=1, keepdims=True)
-    norms = (rows**2).sum(1)
-    return numpy.stack([numpy.argsort(norms - 2 * rows @ query)[:K] for query in queries])
+    norms, found = (rows**2).sum(1), []
+    for start in range(0, len(queries), 50):
+        distances = norms - 2 * queries[start : start + 50] @ rows.T
+        few = numpy.argpartition(distances, 4 * K, axis=1)[:, : 4 * K]
+        order = numpy.argsort(numpy.take_along_axis(distances, few, axis=1), axis=1)[:, :K]
+        found.append(numpy.take_along_axis(few, order, axis=1))
+    return numpy.concatenate(found)
 
 
 def recall(found, truth) -> float:
