@@ -55,6 +55,10 @@ class Server:
     def connect(self, **db_kwargs):
         return flightsql.connect(f"grpc://{self.address}", db_kwargs=db_kwargs, autocommit=True)
 
+    def begin(self, **db_kwargs):
+        """A connection without autocommit, as DBAPI has it by default."""
+        return flightsql.connect(f"grpc://{self.address}", db_kwargs=db_kwargs)
+
     def stop(self) -> int:
         """Asks the server to stop and returns its exit status."""
         self.process.send_signal(signal.SIGTERM)

@@ -272,12 +272,6 @@ def test_duplicate_key(cursor):
         cursor.execute("INSERT INTO keyed VALUES (7)")
 
 
-def test_transactions_are_refused(server):
-    with server.connect() as connection:
-        with pytest.raises(adbc_driver_manager.Error):
-            connection.adbc_connection.set_autocommit(False)
-
-
 # --- models ---
 
 

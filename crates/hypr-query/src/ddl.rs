@@ -26,7 +26,7 @@ pub(crate) async fn create_table(session: &Session, create: &CreateTable) -> Res
     continuous::refuse_name(session.catalog(), table)?;
     let Some(query) = &create.query else {
         let definition = definition(session, create, create.columns.clone())?;
-        session.engine().database().create_table(definition, create.if_not_exists).await?;
+        session.catalog().create_table(definition, create.if_not_exists).await?;
         return Ok(Outcome::Affected(0));
     };
     let state = session.statement_state();
@@ -36,9 +36,8 @@ pub(crate) async fn create_table(session: &Session, create: &CreateTable) -> Res
     let mut columns = ingest::table_columns(&schema)?;
     apply_primary_key(&mut columns, &create.primary_key)?;
     let definition = definition(session, create, columns)?;
-    let database = session.engine().database();
     let batches = session.collect(&state, &plan).await?;
-    if !database.create_table(definition, create.if_not_exists).await? {
+    if !session.catalog().create_table(definition, create.if_not_exists).await? {
         return Ok(Outcome::Affected(0));
     }
     let stored = session.catalog().stored(table)?;
@@ -51,7 +50,7 @@ pub(crate) async fn create_table(session: &Session, create: &CreateTable) -> Res
     match inserted {
         Ok(rows) => Ok(Outcome::Affected(rows)),
         Err(error) => {
-            database.drop_table(table.schema_name(), &table.name, true).await?;
+            session.catalog().drop_table(table, true).await?;
             Err(error)
         }
     }
@@ -98,9 +97,11 @@ pub(crate) async fn drop_tables(session: &Session, tables: &[TableRef], if_exist
         match session.catalog().stored(table) {
             Ok(_) => {
                 continuous::refuse_dependents(session.catalog(), table)?;
-                let database = session.engine().database();
-                database.drop_table(table.schema_name(), &table.name, if_exists).await?;
-                database.drop_vector_indexes_of(table.schema_name(), &table.name).await?;
+                session.catalog().drop_table(table, if_exists).await?;
+                if session.catalog().transaction().is_none() {
+                    let database = session.engine().database();
+                    database.drop_vector_indexes_of(table.schema_name(), &table.name).await?;
+                }
             }
             Err(error) if if_exists && error.kind() == hypr_common::ErrorKind::NotFound => {}
             Err(error) => return Err(error),

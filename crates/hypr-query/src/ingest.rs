@@ -8,7 +8,7 @@ use arrow_schema::{DataType, Field, Schema};
 use datafusion::execution::SendableRecordBatchStream;
 use futures::StreamExt;
 use hypr_common::{Error, ErrorKind, Result, types};
-use hypr_storage::{Database, Table, TableDefinition};
+use hypr_storage::{Table, TableDefinition};
 
 use crate::catalog::Catalog;
 use crate::rules::Rules;
@@ -25,8 +25,8 @@ pub(crate) async fn run(
     mode: IngestMode,
     mut batches: SendableRecordBatchStream,
 ) -> Result<u64> {
-    let (database, catalog) = (session.engine().database(), session.catalog());
-    let target = open_target(database, catalog, table, mode, &batches.schema()).await?;
+    let catalog = session.catalog();
+    let target = open_target(catalog, table, mode, &batches.schema()).await?;
     let schema = target.schema();
     let rules = Rules::of(session, &session.statement_state(), &target)?;
     let (mut rows, mut pending, mut pending_bytes) = (0, Vec::new(), 0);
@@ -61,20 +61,14 @@ fn pieces(batch: &RecordBatch) -> Vec<RecordBatch> {
     (0..rows).step_by(step).map(|start| batch.slice(start, step.min(rows - start))).collect()
 }
 
-async fn open_target(
-    database: &Database,
-    catalog: &Catalog,
-    table: &TableRef,
-    mode: IngestMode,
-    schema: &Schema,
-) -> Result<Arc<Table>> {
+async fn open_target(catalog: &Catalog, table: &TableRef, mode: IngestMode, schema: &Schema) -> Result<Arc<Table>> {
     if catalog.model_table(table.schema_name(), &table.name).is_some() {
         return catalog.stored(table);
     }
     continuous::refuse_name(catalog, table)?;
     if mode == IngestMode::Replace {
         continuous::refuse_dependents(catalog, table)?;
-        database.drop_table(table.schema_name(), &table.name, true).await?;
+        catalog.drop_table(table, true).await?;
     }
     if mode != IngestMode::Append {
         let definition = TableDefinition {
@@ -84,7 +78,7 @@ async fn open_target(
             primary_key: Vec::new(),
             options: BTreeMap::new(),
         };
-        let created = database.create_table(definition, mode == IngestMode::CreateAppend).await?;
+        let created = catalog.create_table(definition, mode == IngestMode::CreateAppend).await?;
         if !created && mode == IngestMode::Create {
             return Err(Error::new(
                 ErrorKind::AlreadyExists,

@@ -21,22 +21,27 @@ mod extensions;
 mod functions;
 mod ingest;
 mod models;
+mod partitions;
 mod planner;
 mod prepared;
 mod rules;
 mod series;
 mod session;
+mod settings;
 mod shape;
 mod sql_functions;
 mod statement;
+mod transaction;
 mod vector_search;
 
 pub use ai::AiOptions;
 pub use dialect::split::{ScriptStatement, is_incomplete, split_statements};
 pub use engine::{QueryEngine, QueryOptions};
 pub use error::from_datafusion;
+pub use partitions::Partitions;
 pub use series::{SERIES_TICK, SeriesHandle, start_series_service};
 pub use session::Session;
+pub use settings::Settings;
 pub use statement::{IngestMode, Outcome, Prepared, StatementKind, TableInfo, TableRef};
 
 /// The name of the one catalog.

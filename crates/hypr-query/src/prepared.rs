@@ -16,6 +16,7 @@ use crate::dialect::vector_index::CreateVectorIndex;
 use crate::dml::Change;
 use crate::series::statement::SeriesStatement;
 use crate::sql_functions::CreateFunction;
+use crate::transaction::Control;
 use crate::{DEFAULT_SCHEMA, StatementKind, TableRef, error, functions};
 
 /// A parsed statement, what it does and what it takes.
@@ -39,6 +40,7 @@ pub(crate) enum Action {
     Series(Box<SeriesStatement>),
     CreateIndex(Box<CreateVectorIndex>),
     DropIndex { indexes: Vec<TableRef>, if_exists: bool },
+    Control(Control),
 }
 
 impl Action {
@@ -46,6 +48,9 @@ impl Action {
         let Statement::Statement(sql) = statement else {
             return Ok(Self::Query);
         };
+        if let Some(control) = Control::of(sql)? {
+            return Ok(Self::Control(control));
+        }
         if let Some(change) = Change::of(sql)? {
             return Ok(Self::Change(Box::new(change)));
         }
@@ -93,7 +98,8 @@ impl Action {
             | Action::DropIndex { .. }
             | Action::CreateFunction(_)
             | Action::DropFunction { .. }
-            | Action::Series(_) => StatementKind::Ddl,
+            | Action::Series(_)
+            | Action::Control(_) => StatementKind::Ddl,
         }
     }
 }

@@ -17,16 +17,23 @@ use hypr_common::{Error, Result, types};
 use hypr_inference::api::Task;
 
 use crate::catalog::Catalog;
+use crate::partitions;
 use crate::planner::{Overlay, Planner};
 use crate::prepared::{self, Action, PreparedPlan};
-use crate::{Outcome, Prepared, QueryEngine, dialect, error, functions, ingest, shape, sql_functions};
+use crate::transaction::{OpenStatement, Scope, check_inside};
+use crate::{DEFAULT_SCHEMA, Outcome, Prepared, QueryEngine, dialect, error, functions, ingest, shape, sql_functions};
 
-/// What one client runs statements with. Cheap to clone; statements of one session may run at once.
+/// What one client runs statements with. Cheap to clone; clones share an open transaction, and statements of one
+/// session may run at once.
 #[derive(Clone)]
 pub struct Session {
     engine: Arc<QueryEngine>,
     principal: Principal,
-    state: SessionState,
+    pub(crate) state: Arc<SessionState>,
+    pub(crate) catalog: Catalog,
+    pub(crate) scope: Scope,
+    /// Where bare names of tables are looked for first.
+    pub(crate) schema: Arc<str>,
 }
 
 impl fmt::Debug for Session {
@@ -41,7 +48,9 @@ impl Session {
         if let Err(error) = state.register_udf(functions::of_principal(&principal)) {
             tracing::error!(%error, "current_user is not available");
         }
-        Self { engine, principal, state }
+        let catalog = engine.catalog().clone();
+        let state = Arc::new(state);
+        Self { engine, principal, state, catalog, scope: Scope::Session(Arc::default()), schema: DEFAULT_SCHEMA.into() }
     }
 
     /// Who the session acts as.
@@ -60,18 +69,21 @@ impl Session {
     /// `InvalidInput` with a position for bad SQL, `NotFound` for an unknown table, `Unsupported` for a
     /// statement that is not served.
     pub async fn prepare(&self, sql: &str) -> Result<Prepared> {
-        let statement = Arc::new(dialect::parse(sql, self)?);
+        let session = &self.now().unwrap_or_else(|_| self.clone());
+        let statement = session.parse(sql)?;
         let action = Action::of(&statement)?;
         let mut plan = PreparedPlan { statement, action, parameters: Vec::new() };
         let mut result_schema: SchemaRef = Arc::new(Schema::empty());
+        let mut scanned_bytes = None;
         match &plan.action {
             Action::Query => {
-                let logical = self.planner(&self.state).plan((*plan.statement).clone(), None, &[]).await?;
+                let logical = session.planner(&session.state).plan((*plan.statement).clone(), None, &[]).await?;
                 plan.parameters = prepared::parameters_of(&logical)?;
-                result_schema = shape::result_schema(&self.state, &logical)?;
+                scanned_bytes = partitions::scanned_bytes(&logical);
+                result_schema = shape::result_schema(&session.state, &logical)?;
             }
             Action::Change(change) => {
-                let (plans, returned) = change.plans(self).await?;
+                let (plans, returned) = change.plans(session).await?;
                 plan.parameters = prepared::parameters_of_all(&plans)?;
                 result_schema = returned.unwrap_or(result_schema);
             }
@@ -79,7 +91,8 @@ impl Session {
             | Action::DropTable { .. }
             | Action::CreateFunction(_)
             | Action::DropFunction { .. }
-            | Action::Series(_) => {}
+            | Action::Series(_)
+            | Action::Control(_) => {}
             Action::CreateIndex(_) | Action::DropIndex { .. } => {}
         }
         Ok(Prepared {
@@ -88,8 +101,15 @@ impl Session {
             changes_data: !matches!(plan.action, Action::Query),
             result_schema,
             parameter_schema: prepared::parameter_schema(&plan.parameters),
+            scanned_bytes,
             plan,
         })
+    }
+
+    fn parse(&self, sql: &str) -> Result<Arc<Statement>> {
+        let mut statement = dialect::parse(sql, self)?;
+        self.qualify(&mut statement);
+        Ok(Arc::new(statement))
     }
 
     /// Runs one statement that takes no parameters. A closing semicolon is fine.
@@ -97,7 +117,7 @@ impl Session {
     /// # Errors
     /// As [`Session::prepare`], and whatever running it meets.
     pub async fn execute(&self, sql: &str) -> Result<Outcome> {
-        let statement = Arc::new(dialect::parse(sql, self)?);
+        let statement = self.now().unwrap_or_else(|_| self.clone()).parse(sql)?;
         let action = Action::of(&statement)?;
         let plan = PreparedPlan { statement, action, parameters: Vec::new() };
         self.run(&plan, &no_parameters()).await
@@ -129,10 +149,31 @@ impl Session {
         mode: crate::IngestMode,
         batches: SendableRecordBatchStream,
     ) -> Result<u64> {
-        ingest::run(self, &table, mode, batches).await
+        let session = self.now()?;
+        let open = session.begin_statement().await?;
+        let rows = ingest::run(&session, &table, mode, batches).await?;
+        open.into_iter().for_each(OpenStatement::done);
+        Ok(rows)
     }
 
     async fn run(&self, plan: &PreparedPlan, params: &RecordBatch) -> Result<Outcome> {
+        if let Action::Control(control) = &plan.action {
+            return self.control(control).await;
+        }
+        let session = self.now()?;
+        if session.catalog.transaction().is_some() {
+            check_inside(&plan.action, &plan.statement)?;
+        }
+        let open = match plan.action {
+            Action::Query => None,
+            _ => session.begin_statement().await?,
+        };
+        let outcome = session.run_action(plan, params).await?;
+        open.into_iter().for_each(OpenStatement::done);
+        Ok(outcome)
+    }
+
+    async fn run_action(&self, plan: &PreparedPlan, params: &RecordBatch) -> Result<Outcome> {
         match &plan.action {
             Action::Query => self.run_query(plan, params).await.map(Outcome::Rows),
             Action::Change(change) => change.run(self, plan, params).await,
@@ -145,6 +186,7 @@ impl Session {
             Action::CreateFunction(create) => sql_functions::create(self, create).await,
             Action::DropFunction { names, if_exists } => sql_functions::drop_functions(self, names, *if_exists).await,
             Action::Series(statement) => statement.run(self).await,
+            Action::Control(control) => self.control(control).await,
         }
     }
 
@@ -207,13 +249,13 @@ impl Session {
 
     /// The state of one statement: it fixes what `now()` is.
     pub(crate) fn statement_state(&self) -> SessionState {
-        let mut state = self.state.clone();
+        let mut state = (*self.state).clone();
         state.mark_start_execution();
         state
     }
 
     pub(crate) fn catalog(&self) -> &Catalog {
-        self.engine.catalog()
+        &self.catalog
     }
 
     pub(crate) fn planner<'a>(&'a self, state: &'a SessionState) -> Planner<'a> {

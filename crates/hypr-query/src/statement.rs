@@ -12,7 +12,7 @@ pub enum StatementKind {
     Query,
     /// Changes rows and returns how many.
     Update,
-    /// Changes the catalog; returns no rows.
+    /// Changes the catalog, or the session's transaction; returns no rows.
     Ddl,
 }
 
@@ -31,6 +31,9 @@ pub struct Prepared {
     /// One field a parameter, in order, named `$1`, `$2`, ..; text where the type cannot be inferred, in
     /// which case values of any type are accepted.
     pub parameter_schema: SchemaRef,
+    /// About how many bytes the result has, if it is rows of one table as they lie there, in no order. Such a
+    /// result can be read in parts, see [`Session::partitions`](crate::Session::partitions).
+    pub scanned_bytes: Option<u64>,
     pub(crate) plan: crate::prepared::PreparedPlan,
 }
 

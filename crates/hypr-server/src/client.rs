@@ -6,23 +6,31 @@
 use std::fmt;
 
 use arrow_array::RecordBatch;
-use arrow_flight::FlightInfo;
 use arrow_flight::error::FlightError;
 use arrow_flight::flight_service_client::FlightServiceClient;
 use arrow_flight::sql::client::FlightSqlServiceClient;
-use arrow_flight::sql::{CommandStatementIngest, TableDefinitionOptions, TableExistsOption, TableNotExistOption};
+use arrow_flight::sql::{
+    CommandStatementIngest, CommandStatementQuery, ProstMessageExt, TableDefinitionOptions, TableExistsOption,
+    TableNotExistOption,
+};
+use arrow_flight::{FlightDescriptor, FlightInfo};
 use arrow_schema::SchemaRef;
 use futures::stream::{self, BoxStream};
 use futures::{StreamExt, TryStreamExt};
 use hypr_common::{Error, ErrorKind, Result};
+use prost::Message;
+use tonic::Request;
+use tonic::metadata::MetadataMap;
 use tonic::transport::{Channel, Endpoint};
 
-use crate::error::from_flight;
+use crate::error::{from_flight, from_status};
 
-/// A connection to a running server. Cheap to clone; clones share the connection.
+/// A connection to a running server. Cheap to clone; clones share the connection and the session.
 #[derive(Clone, Debug)]
 pub struct Client {
     flight: FlightSqlServiceClient<Channel>,
+    /// Names the session, as the server gave it.
+    cookie: Option<String>,
 }
 
 /// What one statement answered.
@@ -66,15 +74,45 @@ impl Client {
             Error::new(ErrorKind::Unavailable, message).with_source(error)
         })?;
         let flight = FlightServiceClient::new(channel).max_decoding_message_size(usize::MAX);
-        Ok(Self { flight: FlightSqlServiceClient::new_from_inner(flight) })
+        let mut client = Self { flight: FlightSqlServiceClient::new_from_inner(flight), cookie: None };
+        client.begin_session().await?;
+        Ok(client)
     }
 
-    /// Runs one statement.
+    /// Gets a cookie, so that the first statement may be `BEGIN`.
+    async fn begin_session(&mut self) -> Result<()> {
+        let shaken = self.flight.inner_mut().handshake(stream::empty()).await.map_err(from_status)?;
+        self.keep_cookie(shaken.metadata());
+        Ok(())
+    }
+
+    fn keep_cookie(&mut self, metadata: &MetadataMap) {
+        let offered = metadata.get("set-cookie").and_then(|cookie| cookie.to_str().ok());
+        let Some(pair) = offered.and_then(|cookie| cookie.split(';').next()) else { return };
+        self.cookie = Some(pair.to_owned());
+        self.flight.set_header("cookie", pair);
+    }
+
+    /// Runs one statement. `BEGIN` opens a transaction for this client and its clones.
     ///
     /// # Errors
     /// The server's error with its kind and message; `Unavailable` when the connection breaks.
     pub async fn execute(&mut self, sql: &str) -> Result<ClientOutcome> {
-        let info = self.flight.execute(sql.to_owned(), None).await.map_err(from_flight)?;
+        let command = CommandStatementQuery { query: sql.to_owned(), transaction_id: None };
+        let mut request = Request::new(FlightDescriptor::new_cmd(command.as_any().encode_to_vec()));
+        if let Some(cookie) = self.cookie.as_deref().and_then(|cookie| cookie.parse().ok()) {
+            request.metadata_mut().insert("cookie", cookie);
+        }
+        let info = match self.flight.inner_mut().get_flight_info(request).await {
+            Ok(response) => {
+                self.keep_cookie(response.metadata());
+                response.into_inner()
+            }
+            Err(status) => {
+                self.keep_cookie(status.metadata());
+                return Err(from_status(status));
+            }
+        };
         if info.endpoint.is_empty() {
             return Ok(ClientOutcome::Affected(info.total_records));
         }

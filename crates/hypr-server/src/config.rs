@@ -25,10 +25,13 @@ pub const KEYS: &[&str] = &[
     "server.max_connections",
     "server.max_message_mb",
     "server.drain_timeout_s",
+    "server.transaction_idle_s",
+    "server.split_result_mb",
     "storage.data_dir",
     "storage.flush_rows",
     "storage.flush_mb",
     "storage.flush_interval_ms",
+    "storage.transaction_mb",
     "model.base_model",
     "model.embedding_model",
     "engine.threads",
@@ -68,6 +71,10 @@ pub struct ServerSection {
     pub max_message_mb: usize,
     /// Seconds that running requests get to finish after a shutdown was asked for.
     pub drain_timeout_s: u64,
+    /// Seconds after which a transaction is rolled back that its client left without a statement.
+    pub transaction_idle_s: u64,
+    /// MiB from which on a result has several endpoints, to be read at once.
+    pub split_result_mb: u64,
 }
 
 impl Default for ServerSection {
@@ -78,6 +85,8 @@ impl Default for ServerSection {
             max_connections: 1024,
             max_message_mb: 256,
             drain_timeout_s: 30,
+            transaction_idle_s: 600,
+            split_result_mb: 64,
         }
     }
 }
@@ -94,11 +103,19 @@ pub struct StorageSection {
     pub flush_mb: Option<usize>,
     /// Milliseconds after which rows in memory are flushed even when they are few.
     pub flush_interval_ms: Option<u64>,
+    /// MiB of uncommitted rows that all open transactions may hold together.
+    pub transaction_mb: Option<usize>,
 }
 
 impl Default for StorageSection {
     fn default() -> Self {
-        Self { data_dir: PathBuf::from("hyprstream-data"), flush_rows: None, flush_mb: None, flush_interval_ms: None }
+        Self {
+            data_dir: PathBuf::from("hyprstream-data"),
+            flush_rows: None,
+            flush_mb: None,
+            flush_interval_ms: None,
+            transaction_mb: None,
+        }
     }
 }
 
@@ -172,6 +189,7 @@ impl Config {
             ("server.max_message_mb", Some(self.server.max_message_mb)),
             ("storage.flush_rows", self.storage.flush_rows),
             ("storage.flush_mb", self.storage.flush_mb),
+            ("storage.transaction_mb", self.storage.transaction_mb),
             ("engine.threads", self.engine.threads),
             ("engine.max_sequences", self.engine.max_sequences),
             ("engine.queue_depth", self.engine.queue_depth),

@@ -14,6 +14,10 @@ use serde_json::json;
 use tonic::Status;
 use tower_http::catch_panic::CatchPanicLayer;
 
+/// Which connection a request came on; in the extensions of every request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct ConnectionId(pub(crate) u64);
+
 /// Whether the server accepts work; false once it drains.
 pub(crate) type Ready = Arc<AtomicBool>;
 

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use axum::http::HeaderMap;
+use axum::{Extension, Router};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::service::TowerToHyperService;
@@ -48,6 +48,7 @@ pub(crate) async fn serve(listener: TcpListener, app: Router, limits: Limits, sh
     let refused = Arc::new(Semaphore::new(MAX_REFUSALS));
     let refusing = refusing_router(limits.max_connections);
     let mut connections = JoinSet::new();
+    let mut next_id = 0_u64;
     tokio::pin!(shutdown);
     loop {
         let accepted = tokio::select! {
@@ -65,7 +66,9 @@ pub(crate) async fn serve(listener: TcpListener, app: Router, limits: Limits, sh
         };
         let (builder, draining) = (Arc::clone(&builder), draining.clone());
         if let Ok(permit) = Arc::clone(&served).try_acquire_owned() {
-            let connection = connection(stream, builder, app.clone(), draining);
+            next_id += 1;
+            let app = app.clone().layer(Extension(http::ConnectionId(next_id)));
+            let connection = connection(stream, builder, app, draining);
             connections.spawn(async move {
                 connection.await;
                 drop(permit);

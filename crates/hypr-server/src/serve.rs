@@ -17,7 +17,7 @@ use tonic::service::Routes;
 use tonic_health::server::HealthReporter;
 
 use crate::config::Config;
-use crate::flight::HyprFlightSql;
+use crate::flight::{FlightOptions, HyprFlight, HyprFlightSql};
 use crate::http::{self, Ready};
 use crate::listener::{self, Limits};
 use crate::server_file;
@@ -89,7 +89,11 @@ async fn bind(config: &Config) -> Result<(TcpListener, SocketAddr)> {
 async fn router(queries: Arc<QueryEngine>, ready: Ready, config: &Config) -> Result<(Router, HealthReporter)> {
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_service_status(FLIGHT_SERVICE, tonic_health::ServingStatus::Serving).await;
-    let flight = FlightServiceServer::new(HyprFlightSql::new(queries)?)
+    let options = FlightOptions {
+        transaction_idle: Duration::from_secs(config.server.transaction_idle_s),
+        split_bytes: config.server.split_result_mb.saturating_mul(1 << 20),
+    };
+    let flight = FlightServiceServer::new(HyprFlight::new(HyprFlightSql::new(queries, options)?))
         .max_decoding_message_size(config.server.max_message_mb.saturating_mul(1 << 20))
         .max_encoding_message_size(usize::MAX);
     Ok((http::multiplex(Routes::new(flight).add_service(health_service), ready), health))
@@ -124,6 +128,9 @@ fn storage_options(config: &Config) -> StorageOptions {
     }
     if let Some(mb) = config.storage.flush_mb {
         options.flush_bytes = mb.saturating_mul(1 << 20);
+    }
+    if let Some(mb) = config.storage.transaction_mb {
+        options.transaction_limit_bytes = mb.saturating_mul(1 << 20);
     }
     if let Some(ms) = config.storage.flush_interval_ms {
         options.flush_age = Duration::from_millis(ms);

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use hypr_common::clock::Clock;
@@ -47,6 +47,8 @@ pub(crate) struct Inner {
     pub(crate) compaction_wanted: Arc<Notify>,
     /// One catalog change at a time.
     ddl: tokio::sync::Mutex<()>,
+    /// Bytes that open transactions hold.
+    transaction_bytes: Arc<AtomicUsize>,
     closed: AtomicBool,
 }
 
@@ -136,6 +138,7 @@ impl Database {
             flush_wanted,
             compaction_wanted: Arc::default(),
             ddl: tokio::sync::Mutex::default(),
+            transaction_bytes: Arc::default(),
             closed: AtomicBool::new(false),
             options,
         });
@@ -179,13 +182,8 @@ impl Database {
         for unique in &Constraints::of(&definition)?.unique {
             check_key(&name, &definition.columns, "UNIQUE", &unique.columns)?;
         }
-        let id = inner.catalog.state.read().next_table_id;
-        let stored = StoredTable::new(id, Uuid::now_v7(), &definition)?;
-        let change = CatalogChange::CreateTable { table: stored.clone() };
-        let dir = table_dir(&inner.dir, &stored);
-        let (disk, clock) = (Arc::clone(&inner.options.disk), Arc::clone(&inner.options.clock));
-        let shared = Arc::new(TableShared::new(stored, dir, disk, clock)?);
-        let table = Table::new(shared, Arc::clone(&inner.log), Arc::clone(&inner.flush_wanted), limits(&inner.options));
+        let table = self.unlogged_table(self.next_table_id(), &definition)?;
+        let change = CatalogChange::CreateTable { table: table.shared.stored.clone() };
         self.log_change(&change, CatalogEdit::Create(Arc::new(table))).await?;
         Ok(true)
     }
@@ -211,6 +209,24 @@ impl Database {
         Ok(true)
     }
 
+    /// A new table that nobody knows of yet.
+    ///
+    /// # Errors
+    /// `Unsupported` names a column that cannot be kept.
+    pub(crate) fn unlogged_table(&self, id: u32, definition: &TableDefinition) -> Result<Table> {
+        let inner = &self.inner;
+        let stored = StoredTable::new(id, Uuid::now_v7(), definition)?;
+        let dir = table_dir(&inner.dir, &stored);
+        let (disk, clock) = (Arc::clone(&inner.options.disk), Arc::clone(&inner.options.clock));
+        let shared = Arc::new(TableShared::new(stored, dir, disk, clock)?);
+        Ok(Table::new(shared, Arc::clone(&inner.log), Arc::clone(&inner.flush_wanted), limits(&inner.options)))
+    }
+
+    /// The id of the next table; ask while the catalog is locked.
+    pub(crate) fn next_table_id(&self) -> u32 {
+        self.inner.catalog.state.read().next_table_id
+    }
+
     /// Holds off other changes of the catalog.
     pub(crate) async fn lock_catalog(&self) -> tokio::sync::MutexGuard<'_, ()> {
         self.inner.ddl.lock().await
@@ -222,9 +238,26 @@ impl Database {
 
     pub(crate) async fn log_change(&self, change: &CatalogChange, edit: CatalogEdit) -> Result<()> {
         let frame = Frame::ddl(change.encode()?)?;
-        let effect = CatalogEffect { catalog: Arc::clone(&self.inner.catalog), edit };
-        let done = self.inner.log.submit(vec![frame], Box::new(effect)).await?;
+        let done = self.inner.log.submit(vec![frame], self.catalog_effect(edit)).await?;
         done.await.map_err(|_| closed())?.map(drop)
+    }
+
+    /// What a logged change does to the catalog.
+    pub(crate) fn catalog_effect(&self, edit: CatalogEdit) -> Box<dyn Effect> {
+        Box::new(CatalogEffect { catalog: Arc::clone(&self.inner.catalog), edit })
+    }
+
+    pub(crate) fn log(&self) -> &Log {
+        &self.inner.log
+    }
+
+    pub(crate) fn options(&self) -> &StorageOptions {
+        &self.inner.options
+    }
+
+    /// Bytes that open transactions hold.
+    pub(crate) fn transaction_bytes(&self) -> Arc<AtomicUsize> {
+        Arc::clone(&self.inner.transaction_bytes)
     }
 
     /// Moves everything that is only in the log into Lance, cuts the log, and compacts.

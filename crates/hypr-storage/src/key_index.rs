@@ -23,6 +23,7 @@ use arrow_schema::SchemaRef;
 use hypr_common::{Error, ErrorKind, Result};
 use parking_lot::{Mutex, MutexGuard};
 
+/// A key without its value.
 pub(crate) type KeyHash = [u64; 2];
 
 /// What an index keeps unique.
@@ -229,6 +230,11 @@ impl KeyIndex {
             None => Ok(reservation),
             Some((at, row, in_statement)) => Err(self.duplicate(&self.keys_of(&batches[at]), row, in_statement)),
         }
+    }
+
+    /// The error for a duplicate key in row `row` of `batch`.
+    pub(crate) fn duplicate_row(&self, batch: &RecordBatch, row: usize, in_statement: bool) -> Error {
+        self.duplicate(&self.keys_of(batch), row, in_statement)
     }
 
     /// Forgets rows that a durable commit deleted.

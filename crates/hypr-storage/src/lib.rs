@@ -40,6 +40,7 @@ mod schema;
 mod table;
 mod tail;
 mod text;
+mod transaction;
 mod upsert;
 mod validate;
 mod wal;
@@ -57,6 +58,7 @@ pub use options::{FlushHook, FlushStep, StorageOptions};
 pub use scan::{ScanRequest, TableScanExec};
 pub use table::{Mutation, Table};
 pub use text::{TextIndexSize, TextMatches, TextOptions, TextSearch};
+pub use transaction::{Mark, SavepointRef, Transaction};
 pub use upsert::{Conflict, ConflictTarget, Upsert};
 
 /// The hidden column that numbers the rows of a table: `UInt64`, unique, never reused.

@@ -26,6 +26,8 @@ pub struct StorageOptions {
     pub flush_age: Duration,
     /// Unflushed bytes of one table at which its writers wait for a flush. Default 512 MiB.
     pub tail_limit_bytes: usize,
+    /// Bytes of uncommitted rows that all open transactions may hold in memory together. Default 512 MiB.
+    pub transaction_limit_bytes: usize,
     /// Commits that may wait for the log at once; further writers wait for a place. Default 1,024.
     pub queue_commits: usize,
     /// Bytes of commits that may wait for the log at once. Default 64 MiB.
@@ -72,6 +74,7 @@ impl Default for StorageOptions {
             flush_rows: 1_000_000,
             flush_age: Duration::from_secs(5),
             tail_limit_bytes: 512 << 20,
+            transaction_limit_bytes: 512 << 20,
             queue_commits: 1024,
             queue_bytes: 64 << 20,
             compaction_fan_in: 8,

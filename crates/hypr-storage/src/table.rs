@@ -26,6 +26,7 @@ use crate::scan::{self, ScanRequest};
 use crate::schema::with_row_id;
 use crate::tail::{Snapshot, Tail, TailBatch};
 use crate::text::{self, TextCaches, TextIndexSize, TextMatches, TextOptions, TextSearch};
+use crate::transaction::{Overlay, Removals};
 use crate::validate::conform;
 use crate::wal::frame::{FRAME_TARGET_BYTES, Frame};
 use crate::wal::writer::{Effect, Log, Touched, closed};
@@ -67,6 +68,8 @@ pub(crate) struct TableShared {
     pub(crate) text: TextCaches,
     /// Nearest-neighbour indexes of its vector columns.
     pub(crate) vectors: VectorIndexes,
+    /// What was removed while transactions were open.
+    pub(crate) removals: Mutex<Removals>,
 }
 
 impl TableShared {
@@ -100,6 +103,7 @@ impl TableShared {
             feed: RowFeed::default(),
             text: TextCaches::default(),
             vectors: VectorIndexes::default(),
+            removals: Mutex::default(),
         })
     }
 
@@ -205,6 +209,8 @@ pub struct Table {
     /// `None` until the first writer. Writers hold it for reading until their commit is applied, so that the
     /// indexes are built, and the table is altered, in a state without commits in flight.
     pub(crate) keys: Arc<RwLock<Option<KeyIndexes>>>,
+    /// The transaction's changes, of a table inside one: it is read and written there only.
+    overlay: Option<Arc<Overlay>>,
 }
 
 /// That of the primary key, if any, and one for each `UNIQUE` constraint.
@@ -223,7 +229,33 @@ pub(crate) struct Limits {
 
 impl Table {
     pub(crate) fn new(shared: Arc<TableShared>, log: Arc<Log>, flush_wanted: Arc<Notify>, limits: Limits) -> Self {
-        Self { shared, log, flush_wanted, limits, mutation: Arc::default(), keys: Arc::default() }
+        Self { shared, log, flush_wanted, limits, mutation: Arc::default(), keys: Arc::default(), overlay: None }
+    }
+
+    /// The table inside a transaction. `mutation` orders the transaction's own changes.
+    pub(crate) fn inside(&self, overlay: Arc<Overlay>, mutation: Arc<RwLock<()>>) -> Self {
+        Self { overlay: Some(overlay), mutation, ..self.clone() }
+    }
+
+    /// Refuses what works on the rows that everybody sees, and would leave out the transaction's own.
+    pub(crate) fn refuse_inside(&self, what: &str) -> Result<()> {
+        match &self.overlay {
+            Some(_) => Err(Error::unsupported(format!("{what} is not available inside a transaction; COMMIT first"))),
+            None => Ok(()),
+        }
+    }
+
+    /// True for a table as a transaction sees it: what works on the rows that everybody sees leaves out its own.
+    pub fn is_inside_transaction(&self) -> bool {
+        self.overlay.is_some()
+    }
+
+    /// What a reader of this handle sees now.
+    pub(crate) fn snapshot(&self) -> Arc<Snapshot> {
+        match &self.overlay {
+            Some(overlay) => overlay.snapshot(),
+            None => self.shared.snapshot(),
+        }
     }
 
     /// What `CREATE TABLE` said.
@@ -248,11 +280,11 @@ impl Table {
 
     /// Rows, as far as that is known without reading data.
     pub fn approximate_rows(&self) -> Option<usize> {
-        self.shared.damage().is_none().then(|| self.shared.snapshot().rows().0)
+        self.shared.damage().is_none().then(|| self.snapshot().rows().0)
     }
 
     /// Adds rows in one commit, durable when this returns, and returns their number. If the future is
-    /// dropped, the commit either happens as a whole or not at all.
+    /// dropped, the commit either happens as a whole or not at all. Inside a transaction, the rows become part of it.
     ///
     /// # Errors
     /// `InvalidInput` names the column and row that do not fit, `AlreadyExists` the duplicate key,
@@ -263,6 +295,10 @@ impl Table {
         let batches = self.conform_all(&batches)?;
         if batches.is_empty() {
             return Ok(0);
+        }
+        if let Some(overlay) = &self.overlay {
+            let rows = batches.iter().map(|batch| batch.num_rows() as u64).sum();
+            return overlay.write(self, Vec::new(), batches).await.map(|()| rows);
         }
         self.wait_for_room().await?;
         let change = self.stage(batches, Vec::new()).await?;
@@ -287,7 +323,7 @@ impl Table {
         state: &dyn datafusion::catalog::Session,
         request: ScanRequest,
     ) -> Result<Arc<dyn datafusion::physical_plan::ExecutionPlan>> {
-        scan::plan(&self.shared, state, request).await
+        scan::plan_snapshot(&self.shared, self.snapshot(), state.config().target_partitions(), request).await
     }
 
     /// Whether [`scan`](Self::scan) makes use of `filter`. It never promises that every row it returns matches.
@@ -301,8 +337,10 @@ impl Table {
     /// The rows of a column that match a text query best, by BM25. Sees every commit that returned before.
     ///
     /// # Errors
-    /// `InvalidInput` for a query that means nothing, `NotFound` for an unknown column.
+    /// `InvalidInput` for a query that means nothing, `NotFound` for an unknown column, `Unsupported` inside a
+    /// transaction.
     pub async fn text_search(&self, request: TextSearch) -> Result<TextMatches> {
+        self.refuse_inside("text search")?;
         text::search(&self.shared, request).await
     }
 
@@ -401,6 +439,11 @@ impl Table {
         }
     }
 
+    /// Waits until every commit of this table that is under way is applied. The caller holds no [`KeyGuard`] of it.
+    pub(crate) async fn wait_for_commits(&self) {
+        drop(self.keys.write().await);
+    }
+
     pub(crate) fn refuse_retired(&self) -> Result<()> {
         self.shared.refuse_retired()
     }
@@ -435,20 +478,48 @@ impl Table {
         Ok(Arc::new(index))
     }
 
+    /// Encodes a change of this table that is part of a larger commit, and takes its keys. `check` is asked about
+    /// the rows it removes (ascending) once nobody else can remove them.
+    ///
+    /// # Errors
+    /// That of `check`, and as for [`Table::insert`].
+    pub(crate) async fn prepare_commit(
+        &self,
+        added: Vec<RecordBatch>,
+        removed: Vec<u64>,
+        check: impl FnOnce(&[u64]) -> Result<()>,
+    ) -> Result<(Vec<Frame>, Box<dyn Effect>)> {
+        self.shared.refuse_retired()?;
+        self.wait_for_room().await?;
+        let turn = match removed.is_empty() {
+            true => None,
+            false => Some(Turn::Mutation { _guard: Arc::clone(&self.mutation).write_owned().await }),
+        };
+        check(&removed)?;
+        let mut change = self.stage(added, removed).await?;
+        let frames = std::mem::take(&mut change.frames);
+        Ok((frames, Box::new(self.effect(change, turn))))
+    }
+
     /// Logs a staged change and waits until it is durable and applied.
-    pub(crate) async fn commit(&self, change: Change, turn: Option<Turn>) -> Result<()> {
-        let effect = ChangeEffect {
+    pub(crate) async fn commit(&self, mut change: Change, turn: Option<Turn>) -> Result<()> {
+        let frames = std::mem::take(&mut change.frames);
+        let effect = self.effect(change, turn);
+        let done = self.log.submit(frames, Box::new(effect)).await?;
+        done.await.map_err(|_| closed())?.map(drop)
+    }
+
+    fn effect(&self, change: Change, turn: Option<Turn>) -> ChangeEffect {
+        ChangeEffect {
             table: Arc::clone(&self.shared),
             added: change.added,
             removed: change.removed,
             reservations: change.reservations,
             keys: change.keys,
-            _turn: turn,
+            turn,
             flush_wanted: Arc::clone(&self.flush_wanted),
             limits: self.limits,
-        };
-        let done = self.log.submit(change.frames, Box::new(effect)).await?;
-        done.await.map_err(|_| closed())?.map(drop)
+        }
     }
 }
 
@@ -490,8 +561,11 @@ impl Mutation {
         if row_ids.is_empty() && batches.is_empty() {
             return Ok(0);
         }
-        self.table.wait_for_room().await?;
         let deleted = row_ids.len() as u64;
+        if let Some(overlay) = &self.table.overlay {
+            return overlay.write(&self.table, row_ids, batches).await.map(|()| deleted);
+        }
+        self.table.wait_for_room().await?;
         let change = self.table.stage(batches, row_ids).await?;
         self.table.commit(change, Some(Turn::Mutation { _guard: self.guard })).await?;
         Ok(deleted)
@@ -537,7 +611,7 @@ struct ChangeEffect {
     // Before `keys`: reservations are released while the indexes cannot be rebuilt.
     reservations: Vec<Reservation>,
     keys: KeyGuard,
-    _turn: Option<Turn>,
+    turn: Option<Turn>,
     flush_wanted: Arc<Notify>,
     limits: Limits,
 }
@@ -547,10 +621,17 @@ impl Effect for ChangeEffect {
         if !self.removed.is_empty() {
             self.keys.iter().flat_map(|indexes| indexes.iter()).for_each(|index| index.remove(&self.removed));
         }
+        if !self.removed.is_empty() {
+            self.table.removals.lock().note(lsn, &self.removed, touched.oldest_pin());
+        }
         self.table.apply(self.added, self.removed, first_lsn, lsn);
-        // After the rows are there: whoever waited for the keys reads them now.
-        self.reservations.into_iter().for_each(Reservation::confirm);
         touched.add(&self.table);
+        // Whoever waits for one of these reads a snapshot next, which must have this commit.
+        let (reservations, keys, turn) = (self.reservations, self.keys, self.turn);
+        touched.after_publish(move || {
+            reservations.into_iter().for_each(Reservation::confirm);
+            drop((keys, turn));
+        });
         let unflushed = self.table.tail.lock().unflushed();
         if unflushed.bytes >= self.limits.flush_bytes || unflushed.rows >= self.limits.flush_rows {
             self.flush_wanted.notify_one();

@@ -58,6 +58,16 @@ pub(crate) struct Snapshot {
 }
 
 impl Snapshot {
+    /// This state with the changes that `own` holds on top.
+    pub(crate) fn extended(&self, own: &Tail) -> Self {
+        Self {
+            dataset: self.dataset.clone(),
+            batches: self.batches.iter().chain(&own.batches).cloned().collect(),
+            dead: self.dead.iter().chain(&own.dead).cloned().collect(),
+            _dir: Arc::clone(&self._dir),
+        }
+    }
+
     /// Rows, and whether that is exact.
     pub(crate) fn rows(&self) -> (usize, bool) {
         let fragments = || self.dataset.iter().flat_map(|dataset| dataset.iter_fragments());
@@ -144,8 +154,9 @@ pub(crate) struct Unfinished {
     pub(crate) lsn: u64,
 }
 
-/// The mutable state behind a table's snapshots. The log thread extends it, the flush swaps its prefix.
-#[derive(Debug)]
+/// The mutable state behind a table's snapshots. The log thread extends it, the flush swaps its prefix. A
+/// transaction keeps its own changes in one, too.
+#[derive(Clone, Debug)]
 pub(crate) struct Tail {
     dataset: Option<Arc<Dataset>>,
     batches: Vec<Arc<TailBatch>>,
@@ -211,6 +222,18 @@ impl Tail {
             self.dead.pop();
         }
         self.dead.push(merged);
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.batches.is_empty() && self.dead.is_empty()
+    }
+
+    pub(crate) fn batches(&self) -> &[Arc<TailBatch>] {
+        &self.batches
+    }
+
+    pub(crate) fn dead(&self) -> &[DeadRows] {
+        &self.dead
     }
 
     /// What readers see now.

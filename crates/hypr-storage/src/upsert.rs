@@ -57,9 +57,10 @@ impl Table {
     /// Takes the keys of `rows`, waiting for commits that hold some of them.
     ///
     /// # Errors
-    /// As for [`Table::insert`]; `InvalidInput` when the table has no such key.
+    /// As for [`Table::insert`]; `InvalidInput` when the table has no such key, `Unsupported` inside a transaction.
     pub async fn begin_upsert(&self, rows: Vec<RecordBatch>, target: &ConflictTarget) -> Result<Upsert> {
         self.refuse_retired()?;
+        self.refuse_inside("ON CONFLICT")?;
         let rows = concat_batches(&self.schema(), &self.conform_all(&rows)?)?;
         self.wait_for_room().await?;
         let mutation = Arc::clone(&self.mutation).read_owned().await;
@@ -76,7 +77,7 @@ impl Table {
             // Somebody else's commit has one of the keys. The lock is free when every commit under way is applied.
             drop(claims);
             drop(keys);
-            drop(self.keys.write().await);
+            self.wait_for_commits().await;
         }
     }
 

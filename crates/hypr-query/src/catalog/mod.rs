@@ -1,6 +1,7 @@
 //! The catalog `hyprstream`: the store's tables and the built-in model tables, read live on every statement.
 //!
-//! Invariant: holds no state of its own but caches, so a table made by one session is there for all others at once.
+//! Invariant: holds no state of its own but caches, so a table made by one session is there for all others at once,
+//! but for what an open transaction keeps to itself.
 
 mod stored_table;
 
@@ -13,7 +14,7 @@ use datafusion::catalog::{CatalogProvider, CatalogProviderList, SchemaProvider, 
 use datafusion::common::Result as DfResult;
 use hypr_common::model::ModelSource;
 use hypr_common::{Error, Result};
-use hypr_storage::{Database, Table};
+use hypr_storage::{Database, Table, TableDefinition, Transaction};
 
 use crate::models::ModelTable;
 use crate::series::continuous;
@@ -26,6 +27,8 @@ pub(crate) use stored_table::StoredTable;
 pub(crate) struct Catalog {
     database: Database,
     continuous: Arc<continuous::Caches>,
+    /// What it is read and changed through, if not as it is for everybody.
+    transaction: Option<Arc<Transaction>>,
 }
 
 impl fmt::Debug for Catalog {
@@ -36,16 +39,51 @@ impl fmt::Debug for Catalog {
 
 impl Catalog {
     pub(crate) fn new(database: Database) -> Self {
-        Self { database, continuous: Arc::default() }
-    }
-
-    pub(crate) fn database(&self) -> &Database {
-        &self.database
+        Self { database, continuous: Arc::default(), transaction: None }
     }
 
     /// What is remembered of continuous aggregates.
     pub(crate) fn continuous(&self) -> &continuous::Caches {
         &self.continuous
+    }
+
+    /// The catalog as `transaction` sees and changes it.
+    pub(crate) fn inside(&self, transaction: Arc<Transaction>) -> Self {
+        Self { transaction: Some(transaction), ..self.clone() }
+    }
+
+    pub(crate) fn transaction(&self) -> Option<&Arc<Transaction>> {
+        self.transaction.as_ref()
+    }
+
+    fn table_of(&self, schema: &str, name: &str) -> Option<Arc<Table>> {
+        match &self.transaction {
+            Some(transaction) => transaction.table(schema, name),
+            None => self.database.table(schema, name),
+        }
+    }
+
+    fn stored_tables(&self) -> Vec<Arc<Table>> {
+        match &self.transaction {
+            Some(transaction) => transaction.tables(),
+            None => self.database.tables(),
+        }
+    }
+
+    /// See [`Database::create_table`].
+    pub(crate) async fn create_table(&self, definition: TableDefinition, if_not_exists: bool) -> Result<bool> {
+        match &self.transaction {
+            Some(transaction) => transaction.create_table(&definition, if_not_exists),
+            None => self.database.create_table(definition, if_not_exists).await,
+        }
+    }
+
+    /// See [`Database::drop_table`].
+    pub(crate) async fn drop_table(&self, table: &TableRef, if_exists: bool) -> Result<bool> {
+        match &self.transaction {
+            Some(transaction) => transaction.drop_table(table.schema_name(), &table.name, if_exists),
+            None => self.database.drop_table(table.schema_name(), &table.name, if_exists).await,
+        }
     }
 
     pub(crate) fn database(&self) -> &Database {
@@ -61,7 +99,7 @@ impl Catalog {
     /// The stored table, or an error that suggests a name.
     pub(crate) fn stored(&self, table: &TableRef) -> Result<Arc<Table>> {
         let (schema, name) = (table.schema_name(), table.name.as_str());
-        if let Some(found) = self.database.table(schema, name).filter(|_| !continuous::is_reserved(schema)) {
+        if let Some(found) = self.table_of(schema, name).filter(|_| !continuous::is_reserved(schema)) {
             return Ok(found);
         }
         if self.database.object(continuous::KIND, schema, name).is_some() {
@@ -93,7 +131,7 @@ impl Catalog {
 
     /// Every table, by schema and name.
     pub(crate) fn tables(&self) -> Vec<TableInfo> {
-        let stored = self.database.tables();
+        let stored = self.stored_tables();
         let stored = stored.iter().filter(|table| !continuous::is_reserved(&table.definition().schema_name));
         let mut infos: Vec<TableInfo> = stored.map(|table| stored_info(table)).collect();
         infos.extend(continuous::listings(self).into_iter().filter_map(|view| {
@@ -118,7 +156,7 @@ impl Catalog {
     /// The names of all schemas; the default one is always there.
     pub(crate) fn schemas(&self) -> Vec<String> {
         let mut names: BTreeSet<String> =
-            self.database.tables().iter().map(|table| table.definition().schema_name.clone()).collect();
+            self.stored_tables().iter().map(|table| table.definition().schema_name.clone()).collect();
         names.extend(self.database.objects(continuous::KIND).into_iter().map(|view| view.schema_name));
         names.retain(|name| !continuous::is_reserved(name));
         names.insert(DEFAULT_SCHEMA.to_owned());
@@ -183,12 +221,12 @@ impl SchemaProvider for Schema {
         if let Some(view) = continuous::find(&self.catalog, &self.name, name).map_err(error::to_datafusion)? {
             return Ok(Some(Arc::new(view)));
         }
-        Ok(self.catalog.database.table(&self.name, name).map(|table| Arc::new(StoredTable::new(table)) as _))
+        Ok(self.catalog.table_of(&self.name, name).map(|table| Arc::new(StoredTable::new(table)) as _))
     }
 
     fn table_exist(&self, name: &str) -> bool {
         self.catalog.model_table(&self.name, name).is_some()
-            || self.catalog.database.table(&self.name, name).is_some()
+            || self.catalog.table_of(&self.name, name).is_some()
             || self.catalog.database.object(continuous::KIND, &self.name, name).is_some()
     }
 }

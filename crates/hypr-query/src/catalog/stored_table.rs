@@ -44,9 +44,9 @@ impl StoredTable {
         Self { table, schema, constraints, with_row_id: false }
     }
 
-    /// The table, unless the scan has columns of its own.
+    /// The table, unless the scan has columns or a transaction of its own.
     pub(crate) fn plain_table(&self) -> Option<Arc<Table>> {
-        (!self.with_row_id).then(|| Arc::clone(&self.table))
+        (!self.with_row_id && !self.table.is_inside_transaction()).then(|| Arc::clone(&self.table))
     }
 
     /// The same table with [`ROW_ID_COLUMN`] as its last column: what `UPDATE` and `DELETE` plan against.

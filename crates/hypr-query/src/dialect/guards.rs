@@ -2,7 +2,7 @@
 //! database server must not let its clients do that.
 
 use datafusion::sql::parser::Statement;
-use datafusion::sql::sqlparser::ast::{ObjectType, Statement as Sql};
+use datafusion::sql::sqlparser::ast::{ObjectType, Set, Statement as Sql};
 use hypr_common::{Error, Result};
 
 use crate::series::statement::SeriesStatement;
@@ -38,6 +38,12 @@ fn check_sql(sql: &Sql) -> Result<()> {
         | Sql::DropFunction(_)
         | Sql::CreateIndex(_)
         | Sql::Truncate(_)
+        | Sql::StartTransaction { .. }
+        | Sql::Commit { .. }
+        | Sql::Rollback { .. }
+        | Sql::Savepoint { .. }
+        | Sql::ReleaseSavepoint { .. }
+        | Sql::Set(Set::SetTransaction { .. })
         | Sql::ShowTables { .. }
         | Sql::ShowColumns { .. }
         | Sql::ShowVariable { .. }
@@ -45,9 +51,6 @@ fn check_sql(sql: &Sql) -> Result<()> {
         | Sql::ExplainTable { .. }
         | Sql::Explain { .. } => return Ok(()),
         Sql::Drop { object_type: ObjectType::Table | ObjectType::Index, .. } => return Ok(()),
-        Sql::StartTransaction { .. } | Sql::Commit { .. } | Sql::Rollback { .. } | Sql::Savepoint { .. } => {
-            "transactions are not available yet; every statement commits by itself"
-        }
         Sql::CreateView(_) => "CREATE VIEW is not available yet",
         Sql::CreateSchema { .. } => {
             "CREATE SCHEMA is not available; CREATE TABLE schema.table makes the schema with its first table"

@@ -13,3 +13,4 @@ mod prepared;
 mod series;
 mod slt;
 mod tiny;
+mod transactions;

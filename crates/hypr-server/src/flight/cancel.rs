@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use arrow_flight::sql::{ActionCancelQueryRequest, ActionCancelQueryResult, Any, TicketStatementQuery};
+use arrow_flight::sql::{ActionCancelQueryRequest, ActionCancelQueryResult};
 use arrow_flight::{Action, CancelFlightInfoRequest, CancelFlightInfoResult, CancelStatus, FlightInfo};
 use parking_lot::Mutex;
 use prost::Message;
@@ -14,7 +14,7 @@ use tonic::Status;
 use uuid::Uuid;
 
 use super::HyprFlightSql;
-use super::statements::StatementTicket;
+use super::partitions::statement_of;
 
 /// Name of Flight's own cancel action; arrow-flight dispatches only the older one of Flight SQL.
 pub(super) const CANCEL_FLIGHT_INFO: &str = "CancelFlightInfo";
@@ -80,15 +80,12 @@ impl HyprFlightSql {
     }
 
     fn cancel_info(&self, info: &FlightInfo) -> Result<CancelStatus, Status> {
-        let mut cancelled = false;
+        let mut cancelled = self.polls.cancel(info);
         for ticket in info.endpoint.iter().filter_map(|endpoint| endpoint.ticket.as_ref()) {
-            let any = Any::decode(ticket.ticket.clone())
-                .map_err(|error| Status::invalid_argument(format!("the ticket to cancel is malformed: {error}")))?;
-            let statement: Option<TicketStatementQuery> =
-                any.unpack().map_err(|error| Status::invalid_argument(error.to_string()))?;
-            if let Some(statement) = statement {
-                cancelled |=
-                    self.running.cancel(StatementTicket::from_handle(&statement.statement_handle)?.query_id()?);
+            let Some(statement) = statement_of(ticket)? else { continue };
+            cancelled |= self.running.cancel(statement.query_id()?);
+            if let Ok(result) = Uuid::from_slice(&statement.result) {
+                cancelled |= self.split_results.forget(result);
             }
         }
         Ok(if cancelled { CancelStatus::Cancelled } else { CancelStatus::NotCancellable })

@@ -1,6 +1,7 @@
 //! What the server can do, as `GetSqlInfo` and `GetXdbcTypeInfo` tell it.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use arrow_flight::sql::metadata::{
     SqlInfoData, SqlInfoDataBuilder, XdbcTypeInfo, XdbcTypeInfoData, XdbcTypeInfoDataBuilder,
@@ -108,9 +109,11 @@ const DATETIME_FUNCTIONS: &[&str] = &[
 const SYSTEM_FUNCTIONS: &[&str] = &["ARROW_CAST", "ARROW_TYPEOF", "COALESCE", "NULLIF", "UUID", "VERSION"];
 
 /// The answers to `GetSqlInfo`. `functions` are the names SQL knows; only those are listed.
-pub(super) fn sql_info(functions: &[String]) -> Result<SqlInfoData> {
+pub(super) fn sql_info(functions: &[String], transaction_idle: Duration) -> Result<SqlInfoData> {
     let mut info = SqlInfoDataBuilder::new();
     server(&mut info);
+    let idle_ms = i32::try_from(transaction_idle.as_millis()).unwrap_or(i32::MAX);
+    info.append(SqlInfo::FlightSqlServerTransactionTimeout, idle_ms);
     syntax(&mut info);
     for (kind, names) in [
         (SqlInfo::SqlNumericFunctions, NUMERIC_FUNCTIONS),
@@ -133,12 +136,11 @@ fn server(info: &mut SqlInfoDataBuilder) {
     info.append(SqlInfo::FlightSqlServerReadOnly, false);
     info.append(SqlInfo::FlightSqlServerSql, true);
     info.append(SqlInfo::FlightSqlServerSubstrait, false);
-    info.append(SqlInfo::FlightSqlServerTransaction, SqlSupportedTransaction::None as i32);
+    info.append(SqlInfo::FlightSqlServerTransaction, SqlSupportedTransaction::Savepoint as i32);
     info.append(SqlInfo::FlightSqlServerCancel, true);
     info.append(SqlInfo::FlightSqlServerBulkIngestion, true);
-    info.append(SqlInfo::FlightSqlServerIngestTransactionsSupported, false);
+    info.append(SqlInfo::FlightSqlServerIngestTransactionsSupported, true);
     info.append(SqlInfo::FlightSqlServerStatementTimeout, 0_i32);
-    info.append(SqlInfo::FlightSqlServerTransactionTimeout, 0_i32);
 }
 
 fn syntax(info: &mut SqlInfoDataBuilder) {
@@ -230,15 +232,22 @@ fn queries(info: &mut SqlInfoDataBuilder) {
 }
 
 fn transactions(info: &mut SqlInfoDataBuilder) {
-    info.append(SqlInfo::SqlTransactionsSupported, false);
+    info.append(SqlInfo::SqlTransactionsSupported, true);
     info.append(
         SqlInfo::SqlDefaultTransactionIsolation,
-        i64::from(SqlTransactionIsolationLevel::SqlTransactionNone as i32),
+        i64::from(SqlTransactionIsolationLevel::SqlTransactionRepeatableRead as i32),
     );
-    info.append(SqlInfo::SqlSupportedTransactionsIsolationLevels, 1_i32);
+    // Weaker levels are taken, and get this one.
+    let levels = [
+        SqlTransactionIsolationLevel::SqlTransactionReadUncommitted,
+        SqlTransactionIsolationLevel::SqlTransactionReadCommitted,
+        SqlTransactionIsolationLevel::SqlTransactionRepeatableRead,
+    ];
+    let levels = levels.iter().fold(0_i32, |mask, level| mask | (1 << (*level as i32)));
+    info.append(SqlInfo::SqlSupportedTransactionsIsolationLevels, levels);
     info.append(SqlInfo::SqlDataDefinitionCausesTransactionCommit, false);
     info.append(SqlInfo::SqlDataDefinitionsInTransactionsIgnored, false);
-    info.append(SqlInfo::SqlSavepointsSupported, false);
+    info.append(SqlInfo::SqlSavepointsSupported, true);
 }
 
 /// Which types `CAST` turns into which.
@@ -274,9 +283,13 @@ pub(super) fn xdbc_types() -> Result<XdbcTypeInfoData> {
     let mut types = XdbcTypeInfoDataBuilder::new();
     for (name, code, digits) in [
         ("TINYINT", XdbcDataType::XdbcTinyint, 3),
+        ("TINYINT UNSIGNED", XdbcDataType::XdbcTinyint, 3),
         ("SMALLINT", XdbcDataType::XdbcSmallint, 5),
+        ("SMALLINT UNSIGNED", XdbcDataType::XdbcSmallint, 5),
         ("INT", XdbcDataType::XdbcInteger, 10),
+        ("INT UNSIGNED", XdbcDataType::XdbcInteger, 10),
         ("BIGINT", XdbcDataType::XdbcBigint, 19),
+        ("BIGINT UNSIGNED", XdbcDataType::XdbcBigint, 20),
         ("REAL", XdbcDataType::XdbcReal, 7),
         ("DOUBLE", XdbcDataType::XdbcDouble, 15),
         ("DECIMAL", XdbcDataType::XdbcDecimal, 38),
@@ -284,9 +297,12 @@ pub(super) fn xdbc_types() -> Result<XdbcTypeInfoData> {
         let create_params = (name == "DECIMAL").then(|| vec!["precision".to_owned(), "scale".to_owned()]);
         types.append(XdbcTypeInfo {
             column_size: Some(digits),
-            unsigned_attribute: Some(false),
+            unsigned_attribute: Some(name.ends_with("UNSIGNED")),
             auto_increment: Some(false),
             num_prec_radix: Some(10),
+            minimum_scale: create_params.is_some().then_some(0),
+            maximum_scale: create_params.is_some().then_some(digits),
+            fixed_prec_scale: create_params.is_some(),
             create_params,
             ..described(name, code)
         });
@@ -294,17 +310,32 @@ pub(super) fn xdbc_types() -> Result<XdbcTypeInfoData> {
     types.append(described("BOOLEAN", XdbcDataType::XdbcBit));
     for (name, code) in [
         ("TEXT", XdbcDataType::XdbcVarchar),
+        ("VARCHAR", XdbcDataType::XdbcVarchar),
         ("JSONB", XdbcDataType::XdbcLongvarchar),
         ("BLOB", XdbcDataType::XdbcVarbinary),
     ] {
-        types.append(XdbcTypeInfo { case_sensitive: true, ..quoted(name, code) });
+        let create_params = (name == "VARCHAR").then(|| vec!["length".to_owned()]);
+        types.append(XdbcTypeInfo { case_sensitive: true, create_params, ..quoted(name, code) });
     }
-    for (name, code, subcode) in [
-        ("DATE", XdbcDataType::XdbcDate, XdbcDatetimeSubcode::XdbcSubcodeYear),
-        ("TIMESTAMP", XdbcDataType::XdbcTimestamp, XdbcDatetimeSubcode::XdbcSubcodeTimestamp),
+    // Nanoseconds. Subcode 1 stands for dates, under arrow-flight's name for its other meaning.
+    for (name, code, subcode, digits) in [
+        ("DATE", XdbcDataType::XdbcDate, XdbcDatetimeSubcode::XdbcSubcodeYear, 0),
+        ("TIME", XdbcDataType::XdbcTime, XdbcDatetimeSubcode::XdbcSubcodeTime, 9),
+        ("TIMESTAMP", XdbcDataType::XdbcTimestamp, XdbcDatetimeSubcode::XdbcSubcodeTimestamp, 9),
+        (
+            "TIMESTAMP WITH TIME ZONE",
+            XdbcDataType::XdbcTimestamp,
+            XdbcDatetimeSubcode::XdbcSubcodeTimestampWithTimezone,
+            9,
+        ),
     ] {
-        let sql_data_type = XdbcDataType::XdbcDatetime;
-        types.append(XdbcTypeInfo { sql_data_type, datetime_subcode: Some(subcode), ..quoted(name, code) });
+        types.append(XdbcTypeInfo {
+            sql_data_type: XdbcDataType::XdbcDatetime,
+            datetime_subcode: Some(subcode),
+            minimum_scale: Some(0),
+            maximum_scale: Some(digits),
+            ..quoted(name, code)
+        });
     }
     types.append(XdbcTypeInfo {
         create_params: Some(vec!["dimension".to_owned()]),
@@ -339,7 +370,7 @@ mod tests {
 
     #[test]
     fn what_clients_decide_by_is_answered() {
-        let info = sql_info(&["sqrt".to_owned()]).unwrap();
+        let info = sql_info(&["sqrt".to_owned()], Duration::from_secs(1)).unwrap();
         for asked in [
             SqlInfo::FlightSqlServerName,
             SqlInfo::FlightSqlServerTransaction,
@@ -355,8 +386,8 @@ mod tests {
     #[test]
     fn every_documented_column_type_is_listed() {
         let types = xdbc_types().unwrap().record_batch(None).unwrap();
-        assert_eq!(types.num_rows(), 14);
+        assert_eq!(types.num_rows(), 21);
         let bigint = xdbc_types().unwrap().record_batch(Some(XdbcDataType::XdbcBigint as i32)).unwrap();
-        assert_eq!(bigint.num_rows(), 1);
+        assert_eq!(bigint.num_rows(), 2);
     }
 }

@@ -15,20 +15,21 @@ use hypr_query::{CATALOG, IngestMode, TableRef};
 use tonic::Status;
 
 use super::HyprFlightSql;
-use super::statements::reject_transaction;
+use super::sessions::Client;
 use crate::error::{from_incoming, to_status};
 
 impl HyprFlightSql {
     /// Stores the uploaded rows and answers with their number.
     pub(super) async fn ingest(
         &self,
+        client: &Client,
         command: CommandStatementIngest,
         stream: PeekableFlightDataStream,
     ) -> Result<i64, Status> {
-        reject_transaction(command.transaction_id.as_ref())?;
+        let session = self.session_for(client, command.transaction_id.as_ref())?;
         let (table, mode) = target(command).map_err(to_status)?;
         let batches = open(stream).await.map_err(to_status)?;
-        let rows = self.session().ingest(table, mode, batches).await.map_err(to_status)?;
+        let rows = session.ingest(table, mode, batches).await.map_err(to_status)?;
         Ok(i64::try_from(rows).unwrap_or(i64::MAX))
     }
 }

@@ -9,25 +9,37 @@
 //! | `info` | what the server can do: `SqlInfo` and XDBC types |
 //! | `cancel` | running queries, and stopping them from outside |
 //! | `once` | changes that return rows, and why they run once |
+//! | `transactions` | begin, end, savepoints; the registry of open transactions |
+//! | `partitions` | large results in several endpoints, and their renewal |
+//! | `poll` | `PollFlightInfo` |
+//! | `sessions` | cookies, settings and transactions of sessions; `session_options` has their messages |
+//! | `layer` | what Flight has around Flight SQL: `GetSchema`, polling, session actions |
 //! | `results` | record batches to Flight messages of a bounded size |
 //!
 //! Invariants: a ticket of a plain statement carries its SQL, so `DoGet` needs nothing remembered; a query
 //! runs at `DoGet` and is only planned at `GetFlightInfo`, while a statement without a result runs at
 //! `GetFlightInfo` and has no endpoint, so that it is done, once, when the client has its answer.
-//! Deliberately absent: transactions (every statement commits on its own) and Substrait.
+//! Deliberately absent: Substrait.
 
 mod cancel;
 mod info;
 mod ingest;
+mod layer;
 mod metadata;
 mod once;
+mod partitions;
+mod poll;
 mod prepared;
 mod results;
 mod service;
+mod session_options;
+mod sessions;
 mod statements;
+mod transactions;
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use arrow_flight::FlightData;
 use arrow_flight::sql::metadata::{SqlInfoData, XdbcTypeInfoData};
@@ -38,13 +50,30 @@ use hypr_query::{QueryEngine, Session};
 use tonic::{Response, Status};
 
 use cancel::RunningQueries;
+pub use layer::HyprFlight;
 use once::OnceTickets;
+use partitions::SplitResults;
+use poll::Polls;
 use prepared::PreparedStatements;
+use sessions::Sessions;
+use transactions::Transactions;
+
+/// How often what clients left behind is looked for.
+const UPKEEP_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What `DoGet` answers with.
 type FlightStream = Pin<Box<dyn Stream<Item = Result<FlightData, Status>> + Send>>;
 /// A verb's answer.
 type Answer<T> = std::result::Result<Response<T>, Status>;
+
+/// Limits of the Flight SQL service.
+#[derive(Clone, Copy, Debug)]
+pub struct FlightOptions {
+    /// A transaction without a statement for this long is rolled back.
+    pub transaction_idle: Duration,
+    /// Results of about this many bytes have several endpoints, where they can.
+    pub split_bytes: u64,
+}
 
 /// The Flight SQL service over one [`QueryEngine`].
 pub struct HyprFlightSql {
@@ -52,6 +81,12 @@ pub struct HyprFlightSql {
     prepared: PreparedStatements,
     running: RunningQueries,
     once: OnceTickets,
+    transactions: Transactions,
+    sessions: Sessions,
+    polls: Polls,
+    split_results: SplitResults,
+    /// Results of about this many bytes are split.
+    split_bytes: u64,
     sql_info: SqlInfoData,
     xdbc_types: XdbcTypeInfoData,
 }
@@ -61,19 +96,32 @@ impl HyprFlightSql {
     ///
     /// # Errors
     /// `Internal` when the server's own description cannot be encoded, which is a defect.
-    pub fn new(engine: Arc<QueryEngine>) -> Result<Self> {
+    pub fn new(engine: Arc<QueryEngine>, options: FlightOptions) -> Result<Self> {
         Ok(Self {
-            sql_info: info::sql_info(&engine.function_names())?,
+            sql_info: info::sql_info(&engine.function_names(), options.transaction_idle)?,
             xdbc_types: info::xdbc_types()?,
             engine,
             prepared: PreparedStatements::default(),
             running: RunningQueries::default(),
             once: OnceTickets::default(),
+            transactions: Transactions::new(options.transaction_idle),
+            sessions: Sessions::default(),
+            polls: Polls::default(),
+            split_results: SplitResults::default(),
+            split_bytes: options.split_bytes,
         })
     }
 
-    /// The session a request runs in. There is no authentication yet: whoever reaches the port is the local user.
+    /// A new session. There is no authentication yet: whoever reaches the port is the local user.
     fn session(&self) -> Session {
         self.engine.session(Principal::anonymous_local())
+    }
+
+    /// Ends and forgets what clients left behind.
+    fn expire(&self, now: Instant) {
+        self.transactions.expire(now);
+        self.sessions.expire(now, self.transactions.idle_limit());
+        self.polls.expire(now);
+        self.split_results.expire(now);
     }
 }

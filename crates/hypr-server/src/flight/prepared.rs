@@ -16,7 +16,7 @@ use arrow_flight::sql::{
 };
 use arrow_flight::{FlightDescriptor, FlightInfo, IpcMessage, SchemaAsIpc};
 use arrow_ipc::writer::IpcWriteOptions;
-use arrow_schema::Schema;
+use arrow_schema::{Schema, SchemaRef};
 use arrow_select::concat::concat_batches;
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
@@ -27,7 +27,8 @@ use tonic::Status;
 use uuid::Uuid;
 
 use super::results::wire_schema;
-use super::statements::{no_parameters, reject_transaction, run_update};
+use super::sessions::Client;
+use super::statements::{Run, no_parameters, run_update};
 use super::{Answer, FlightStream, HyprFlightSql};
 use crate::error::{from_incoming, to_status};
 
@@ -46,11 +47,13 @@ pub(super) struct PreparedStatements(Mutex<HashMap<Bytes, Entry>>);
 struct Entry {
     statement: Arc<Prepared>,
     parameters: Option<RecordBatch>,
+    /// The transaction it was prepared in; empty for none.
+    transaction: Bytes,
     used_at: Instant,
 }
 
 impl PreparedStatements {
-    fn insert(&self, statement: Prepared, now: Instant) -> Result<Bytes> {
+    fn insert(&self, statement: Prepared, transaction: Bytes, now: Instant) -> Result<Bytes> {
         let mut statements = self.0.lock();
         if statements.len() >= MAX_PREPARED {
             statements.retain(|_, entry| now.duration_since(entry.used_at) < IDLE_AFTER);
@@ -60,7 +63,8 @@ impl PreparedStatements {
             return Err(Error::new(ErrorKind::Busy, message));
         }
         let handle = Bytes::copy_from_slice(Uuid::now_v7().as_bytes());
-        statements.insert(handle.clone(), Entry { statement: Arc::new(statement), parameters: None, used_at: now });
+        let entry = Entry { statement: Arc::new(statement), parameters: None, transaction, used_at: now };
+        statements.insert(handle.clone(), entry);
         Ok(handle)
     }
 
@@ -96,14 +100,16 @@ impl HyprFlightSql {
     /// Plans a statement and remembers it.
     pub(super) async fn create_prepared(
         &self,
+        client: &Client,
         request: ActionCreatePreparedStatementRequest,
     ) -> Result<ActionCreatePreparedStatementResult, Status> {
-        reject_transaction(request.transaction_id.as_ref())?;
-        let prepared = self.session().prepare(&request.query).await.map_err(to_status)?;
+        let session = self.session_for(client, request.transaction_id.as_ref())?;
+        let prepared = session.prepare(&request.query).await.map_err(to_status)?;
         // Clients take an empty dataset schema as the sign of an update.
         let dataset_schema = encode_schema(&wire_schema(&prepared.result_schema)).map_err(to_status)?;
         let parameter_schema = encode_schema(&prepared.parameter_schema).map_err(to_status)?;
-        let handle = self.prepared.insert(prepared, Instant::now()).map_err(to_status)?;
+        let handle = self.prepared.insert(prepared, request.transaction_id.unwrap_or_default(), Instant::now());
+        let handle = handle.map_err(to_status)?;
         Ok(ActionCreatePreparedStatementResult { prepared_statement_handle: handle, dataset_schema, parameter_schema })
     }
 
@@ -115,20 +121,28 @@ impl HyprFlightSql {
     /// `GetFlightInfo` of a prepared statement, with the parameters bound last.
     pub(super) async fn info_of_prepared(
         &self,
+        client: &Client,
         query: CommandPreparedStatementQuery,
         descriptor: FlightDescriptor,
     ) -> Answer<FlightInfo> {
         let handle = query.prepared_statement_handle;
         let entry = self.prepared.get(&handle).map_err(to_status)?;
-        self.plan_or_run(&self.session(), &entry.statement, &entry.parameters(), handle, descriptor)
-            .await
-            .map_err(to_status)
+        let transaction = self.transactions.follow(&entry.transaction);
+        let session = self.session_for(client, Some(&transaction))?;
+        let run = Run { session, client, transaction, handle };
+        self.plan_or_run(run, &entry.statement, &entry.parameters(), descriptor).await
+    }
+
+    /// The columns of a prepared statement's result.
+    pub(super) fn prepared_schema(&self, handle: &Bytes) -> Result<SchemaRef, Status> {
+        Ok(Arc::clone(&self.prepared.get(handle).map_err(to_status)?.statement.result_schema))
     }
 
     /// `DoGet` of a prepared statement.
-    pub(super) async fn read_prepared(&self, handle: &Bytes, query_id: Uuid) -> Answer<FlightStream> {
+    pub(super) async fn read_prepared(&self, client: &Client, handle: &Bytes, query_id: Uuid) -> Answer<FlightStream> {
         let entry = self.prepared.get(handle).map_err(to_status)?;
-        self.read(&self.session(), &entry.statement, &entry.parameters(), query_id).await
+        let session = self.session_for(client, Some(&self.transactions.follow(&entry.transaction)))?;
+        self.read(&session, client, &entry.statement, &entry.parameters(), query_id).await
     }
 
     /// `DoPut` that binds the parameters of the next execution.
@@ -147,12 +161,14 @@ impl HyprFlightSql {
     /// `DoPut` that runs an update for each row of the parameters it carries, or of those bound before.
     pub(super) async fn update_prepared(
         &self,
+        client: &Client,
         command: CommandPreparedStatementUpdate,
         stream: PeekableFlightDataStream,
     ) -> Result<i64, Status> {
         let entry = self.prepared.get(&command.prepared_statement_handle).map_err(to_status)?;
         let parameters = read_parameters(stream).await.map_err(to_status)?.unwrap_or_else(|| entry.parameters());
-        run_update(&self.session(), &entry.statement, &parameters).await.map_err(to_status)
+        let session = self.session_for(client, Some(&self.transactions.follow(&entry.transaction)))?;
+        run_update(&session, client, &entry.statement, &parameters).await
     }
 }
 

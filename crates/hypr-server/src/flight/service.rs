@@ -21,13 +21,14 @@ use tonic::{Request, Response, Status, Streaming};
 use uuid::Uuid;
 
 use super::cancel::CANCEL_FLIGHT_INFO;
+use super::layer::more_actions;
 use super::metadata::{
     answer, catalogs, foreign_key_schema, info_of_command, no_foreign_keys, primary_key_schema, table_types,
 };
+use super::partitions::RENEW_FLIGHT_ENDPOINT;
+use super::sessions::client_of;
 use super::{Answer, FlightStream, HyprFlightSql};
 use crate::error::from_flight;
-
-const AUTOCOMMIT: &str = "transactions are not supported; every statement commits on its own (autocommit)";
 
 #[tonic::async_trait]
 impl FlightSqlService for HyprFlightSql {
@@ -46,7 +47,7 @@ impl FlightSqlService for HyprFlightSql {
         query: CommandStatementQuery,
         request: Request<FlightDescriptor>,
     ) -> Answer<FlightInfo> {
-        self.info_of_statement(query, request.into_inner()).await
+        self.info_of_statement(&client_of(&request)?, query, request.into_inner()).await
     }
 
     async fn get_flight_info_prepared_statement(
@@ -54,7 +55,7 @@ impl FlightSqlService for HyprFlightSql {
         query: CommandPreparedStatementQuery,
         request: Request<FlightDescriptor>,
     ) -> Answer<FlightInfo> {
-        self.info_of_prepared(query, request.into_inner()).await
+        self.info_of_prepared(&client_of(&request)?, query, request.into_inner()).await
     }
 
     async fn get_flight_info_catalogs(
@@ -137,16 +138,16 @@ impl FlightSqlService for HyprFlightSql {
         info_of_command(&query, &self.xdbc_types.schema(), request.into_inner())
     }
 
-    async fn do_get_statement(&self, ticket: TicketStatementQuery, _request: Request<Ticket>) -> Answer<FlightStream> {
-        self.read_statement(ticket).await
+    async fn do_get_statement(&self, ticket: TicketStatementQuery, request: Request<Ticket>) -> Answer<FlightStream> {
+        self.read_statement(&client_of(&request)?, ticket).await
     }
 
     async fn do_get_prepared_statement(
         &self,
         query: CommandPreparedStatementQuery,
-        _request: Request<Ticket>,
+        request: Request<Ticket>,
     ) -> Answer<FlightStream> {
-        self.read_prepared(&query.prepared_statement_handle, Uuid::now_v7()).await
+        self.read_prepared(&client_of(&request)?, &query.prepared_statement_handle, Uuid::now_v7()).await
     }
 
     async fn do_get_catalogs(&self, query: CommandGetCatalogs, _request: Request<Ticket>) -> Answer<FlightStream> {
@@ -220,9 +221,9 @@ impl FlightSqlService for HyprFlightSql {
     async fn do_put_statement_update(
         &self,
         command: CommandStatementUpdate,
-        _request: Request<PeekableFlightDataStream>,
+        request: Request<PeekableFlightDataStream>,
     ) -> Result<i64, Status> {
-        self.update(command).await
+        self.update(&client_of(&request)?, command).await
     }
 
     async fn do_put_statement_ingest(
@@ -230,7 +231,7 @@ impl FlightSqlService for HyprFlightSql {
         command: CommandStatementIngest,
         request: Request<PeekableFlightDataStream>,
     ) -> Result<i64, Status> {
-        self.ingest(command, request.into_inner()).await
+        self.ingest(&client_of(&request)?, command, request.into_inner()).await
     }
 
     async fn do_put_prepared_statement_query(
@@ -246,15 +247,15 @@ impl FlightSqlService for HyprFlightSql {
         command: CommandPreparedStatementUpdate,
         request: Request<PeekableFlightDataStream>,
     ) -> Result<i64, Status> {
-        self.update_prepared(command, request.into_inner()).await
+        self.update_prepared(&client_of(&request)?, command, request.into_inner()).await
     }
 
     async fn do_action_create_prepared_statement(
         &self,
         query: ActionCreatePreparedStatementRequest,
-        _request: Request<Action>,
+        request: Request<Action>,
     ) -> Result<ActionCreatePreparedStatementResult, Status> {
-        self.create_prepared(query).await
+        self.create_prepared(&client_of(&request)?, query).await
     }
 
     async fn do_action_close_prepared_statement(
@@ -269,33 +270,33 @@ impl FlightSqlService for HyprFlightSql {
     async fn do_action_begin_transaction(
         &self,
         _query: ActionBeginTransactionRequest,
-        _request: Request<Action>,
+        request: Request<Action>,
     ) -> Result<ActionBeginTransactionResult, Status> {
-        Err(Status::unimplemented(AUTOCOMMIT))
+        self.begin_transaction(&client_of(&request)?)
     }
 
     async fn do_action_end_transaction(
         &self,
-        _query: ActionEndTransactionRequest,
-        _request: Request<Action>,
+        query: ActionEndTransactionRequest,
+        request: Request<Action>,
     ) -> Result<(), Status> {
-        Err(Status::unimplemented(AUTOCOMMIT))
+        self.end_transaction(&client_of(&request)?, query).await
     }
 
     async fn do_action_begin_savepoint(
         &self,
-        _query: ActionBeginSavepointRequest,
+        query: ActionBeginSavepointRequest,
         _request: Request<Action>,
     ) -> Result<ActionBeginSavepointResult, Status> {
-        Err(Status::unimplemented(AUTOCOMMIT))
+        self.begin_savepoint(query).await
     }
 
     async fn do_action_end_savepoint(
         &self,
-        _query: ActionEndSavepointRequest,
+        query: ActionEndSavepointRequest,
         _request: Request<Action>,
     ) -> Result<(), Status> {
-        Err(Status::unimplemented(AUTOCOMMIT))
+        self.end_savepoint(query).await
     }
 
     async fn do_action_cancel_query(
@@ -308,18 +309,17 @@ impl FlightSqlService for HyprFlightSql {
 
     async fn do_action_fallback(&self, request: Request<Action>) -> Answer<<Self as FlightService>::DoActionStream> {
         let action = request.into_inner();
-        if action.r#type != CANCEL_FLIGHT_INFO {
-            return Err(Status::unimplemented(format!("this server has no action `{}`", action.r#type)));
-        }
-        let body = self.cancel_flight_info(&action)?.into();
+        let body = match action.r#type.as_str() {
+            CANCEL_FLIGHT_INFO => self.cancel_flight_info(&action)?.into(),
+            RENEW_FLIGHT_ENDPOINT => self.renew_endpoint(&action)?.into(),
+            unknown => return Err(Status::unimplemented(format!("this server has no action `{unknown}`"))),
+        };
         let results: BoxStream<'static, _> = Box::pin(stream::iter([Ok(ActionResult { body })]));
         Ok(Response::new(results))
     }
 
     async fn list_custom_actions(&self) -> Option<Vec<Result<ActionType, Status>>> {
-        let description =
-            "Cancels a running query.\nRequest: CancelFlightInfoRequest\nResponse: CancelFlightInfoResult";
-        Some(vec![Ok(ActionType { r#type: CANCEL_FLIGHT_INFO.to_owned(), description: description.to_owned() })])
+        Some(more_actions().into_iter().map(Ok).collect())
     }
 
     /// What this server answers about itself is fixed when it starts.

@@ -1,20 +1,24 @@
 //! Plain statements: SQL in, a ticket or a count out.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use arrow_array::RecordBatch;
-use arrow_flight::sql::{CommandStatementQuery, CommandStatementUpdate, ProstMessageExt, TicketStatementQuery};
-use arrow_flight::{FlightDescriptor, FlightEndpoint, FlightInfo, Ticket};
+use arrow_flight::sql::{CommandStatementQuery, CommandStatementUpdate, TicketStatementQuery};
+use arrow_flight::{FlightDescriptor, FlightEndpoint, FlightInfo};
 use arrow_schema::Schema;
 use bytes::Bytes;
-use futures::TryStreamExt;
-use hypr_common::{Error, Result};
+use futures::{StreamExt, TryStreamExt, stream};
+use hypr_common::Error;
 use hypr_query::{Outcome, Prepared, Session, StatementKind, from_datafusion};
 use prost::Message;
+use tokio_util::sync::CancellationToken;
 use tonic::{Response, Status};
 use uuid::Uuid;
 
+use super::partitions::with_endpoints;
 use super::results::{stream_rows, wire_schema};
+use super::sessions::Client;
 use super::{Answer, FlightStream, HyprFlightSql};
 use crate::error::to_status;
 
@@ -23,13 +27,22 @@ use crate::error::to_status;
 pub(super) struct StatementTicket {
     /// The statement.
     #[prost(string, tag = "1")]
-    sql: String,
+    pub(super) sql: String,
     /// A UUID, by which the running query can be cancelled.
     #[prost(bytes = "bytes", tag = "2")]
-    query_id: Bytes,
+    pub(super) query_id: Bytes,
     /// The prepared statement whose bound parameters to use; empty for none.
     #[prost(bytes = "bytes", tag = "3")]
-    prepared: Bytes,
+    pub(super) prepared: Bytes,
+    /// The transaction to run in; empty for none.
+    #[prost(bytes = "bytes", tag = "4")]
+    pub(super) transaction: Bytes,
+    /// The split result that the rows are a part of; empty for none.
+    #[prost(bytes = "bytes", tag = "5")]
+    pub(super) result: Bytes,
+    /// Which part.
+    #[prost(uint32, tag = "6")]
+    pub(super) part: u32,
 }
 
 impl StatementTicket {
@@ -43,16 +56,6 @@ impl StatementTicket {
     }
 }
 
-/// Statements commit on their own; a client that believes otherwise must hear so before anything runs.
-pub(super) fn reject_transaction(transaction_id: Option<&Bytes>) -> Result<(), Status> {
-    match transaction_id {
-        Some(id) if !id.is_empty() => Err(Status::unimplemented(
-            "transactions are not supported; every statement commits on its own (autocommit)",
-        )),
-        _ => Ok(()),
-    }
-}
-
 /// Parameters of a statement that has none: no column, one execution.
 pub(super) fn no_parameters() -> RecordBatch {
     RecordBatch::new_empty(Arc::new(Schema::empty()))
@@ -62,30 +65,33 @@ impl HyprFlightSql {
     /// Plans a query and answers with its schema and ticket, or runs a statement that has no result.
     pub(super) async fn info_of_statement(
         &self,
+        client: &Client,
         query: CommandStatementQuery,
         descriptor: FlightDescriptor,
     ) -> Answer<FlightInfo> {
-        reject_transaction(query.transaction_id.as_ref())?;
-        let session = self.session();
+        let session = self.session_for(client, query.transaction_id.as_ref())?;
         let prepared = session.prepare(&query.query).await.map_err(to_status)?;
-        self.plan_or_run(&session, &prepared, &no_parameters(), Bytes::new(), descriptor).await.map_err(to_status)
+        let run = Run { session, client, transaction: query.transaction_id.unwrap_or_default(), handle: Bytes::new() };
+        self.plan_or_run(run, &prepared, &no_parameters(), descriptor).await
     }
 
     /// See the module documentation of [`super`] for why an update runs here.
     pub(super) async fn plan_or_run(
         &self,
-        session: &Session,
+        run: Run<'_>,
         prepared: &Prepared,
         parameters: &RecordBatch,
-        handle: Bytes,
         descriptor: FlightDescriptor,
-    ) -> Result<Response<FlightInfo>> {
-        let info = FlightInfo::new().with_descriptor(descriptor).with_ordered(true);
+    ) -> Answer<FlightInfo> {
+        let with_schema = |schema: &Schema| {
+            let info = FlightInfo::new().with_descriptor(descriptor).with_ordered(true);
+            info.try_with_schema(schema).map_err(|error| to_status(error.into()))
+        };
         if prepared.kind != StatementKind::Query {
-            let affected = run_update(session, prepared, parameters).await?;
-            let info = info.try_with_schema(&Schema::empty())?.with_total_records(affected);
-            return Ok(Response::new(info));
+            let affected = run_update(&run.session, run.client, prepared, parameters).await?;
+            return Ok(Response::new(with_schema(&Schema::empty())?.with_total_records(affected)));
         }
+        let info = with_schema(&wire_schema(&prepared.result_schema))?;
         let query_id = Uuid::now_v7();
         if prepared.changes_data {
             self.once.issue(query_id);
@@ -93,29 +99,41 @@ impl HyprFlightSql {
         let ticket = StatementTicket {
             sql: prepared.sql.clone(),
             query_id: Bytes::copy_from_slice(query_id.as_bytes()),
-            prepared: handle,
+            prepared: run.handle,
+            transaction: run.transaction,
+            result: Bytes::new(),
+            part: 0,
         };
-        let ticket = TicketStatementQuery { statement_handle: ticket.encode_to_vec().into() };
-        let endpoint = FlightEndpoint::new().with_ticket(Ticket::new(ticket.as_any().encode_to_vec()));
-        Ok(Response::new(info.try_with_schema(&wire_schema(&prepared.result_schema))?.with_endpoint(endpoint)))
+        if prepared.scanned_bytes.is_some_and(|bytes| bytes >= self.split_bytes)
+            && let Some(partitions) = run.session.partitions(prepared, parameters).await.map_err(to_status)?
+            && let Some(endpoints) = self.split(prepared, partitions, &ticket)
+        {
+            return Ok(Response::new(with_endpoints(info, endpoints)));
+        }
+        let endpoint = FlightEndpoint::new().with_ticket(ticket.flight_ticket());
+        Ok(Response::new(info.with_endpoint(endpoint)))
     }
 
     /// Runs the query of a ticket.
-    pub(super) async fn read_statement(&self, ticket: TicketStatementQuery) -> Answer<FlightStream> {
+    pub(super) async fn read_statement(&self, client: &Client, ticket: TicketStatementQuery) -> Answer<FlightStream> {
         let ticket = StatementTicket::from_handle(&ticket.statement_handle)?;
         let query_id = ticket.query_id()?;
-        if !ticket.prepared.is_empty() {
-            return self.read_prepared(&ticket.prepared, query_id).await;
+        if !ticket.result.is_empty() {
+            return self.read_part(client, &ticket);
         }
-        let session = self.session();
+        if !ticket.prepared.is_empty() {
+            return self.read_prepared(client, &ticket.prepared, query_id).await;
+        }
+        let session = self.session_for(client, Some(&ticket.transaction))?;
         let prepared = session.prepare(&ticket.sql).await.map_err(to_status)?;
-        self.read(&session, &prepared, &no_parameters(), query_id).await
+        self.read(&session, client, &prepared, &no_parameters(), query_id).await
     }
 
     /// Starts a query and streams its rows.
     pub(super) async fn read(
         &self,
         session: &Session,
+        client: &Client,
         prepared: &Prepared,
         parameters: &RecordBatch,
         query_id: Uuid,
@@ -128,36 +146,85 @@ impl HyprFlightSql {
         }
         let running = self.running.enter(query_id);
         let cancelled = running.token();
+        let limit = client.statement_timeout();
         let started = tokio::select! {
             started = session.execute_prepared(prepared, parameters) => started.map_err(to_status)?,
             () = cancelled.cancelled() => return Err(Status::cancelled("the query was cancelled")),
+            () = passed(limit) => return Err(too_late()),
         };
         match started {
-            Outcome::Rows(rows) => Ok(Response::new(stream_rows(wire_schema(&prepared.result_schema), rows, running))),
+            Outcome::Rows(rows) => {
+                let stream = stream_rows(wire_schema(&prepared.result_schema), rows, running);
+                Ok(Response::new(in_time(stream, limit)))
+            }
             Outcome::Affected(_) => Err(to_status(Error::internal("a query returned a count instead of rows"))),
         }
     }
 
     /// `DoPut` of an update: runs it and answers with the number of rows it changed.
-    pub(super) async fn update(&self, command: CommandStatementUpdate) -> Result<i64, Status> {
-        reject_transaction(command.transaction_id.as_ref())?;
-        let session = self.session();
+    pub(super) async fn update(&self, client: &Client, command: CommandStatementUpdate) -> Result<i64, Status> {
+        let session = self.session_for(client, command.transaction_id.as_ref())?;
         let prepared = session.prepare(&command.query).await.map_err(to_status)?;
-        run_update(&session, &prepared, &no_parameters()).await.map_err(to_status)
+        run_update(&session, client, &prepared, &no_parameters()).await
     }
 }
 
-/// Runs a statement whose rows nobody wants, once for each row of `parameters`.
-pub(super) async fn run_update(session: &Session, prepared: &Prepared, parameters: &RecordBatch) -> Result<i64> {
-    if prepared.kind == StatementKind::Query && !prepared.changes_data {
-        return Err(Error::invalid("this statement returns rows; run it as a query"));
+/// Where a statement runs, and what its ticket must say for `DoGet` to run there, too.
+pub(super) struct Run<'a> {
+    pub(super) session: Session,
+    pub(super) client: &'a Client,
+    /// Empty for none.
+    pub(super) transaction: Bytes,
+    /// The prepared statement; empty for none.
+    pub(super) handle: Bytes,
+}
+
+async fn passed(limit: Option<Duration>) {
+    match limit {
+        Some(limit) => tokio::time::sleep(limit).await,
+        None => std::future::pending().await,
     }
-    match session.execute_prepared(prepared, parameters).await? {
+}
+
+fn too_late() -> Status {
+    Status::deadline_exceeded("the statement took longer than the session's statement_timeout_s allows")
+}
+
+/// `messages`, ended by an error when they take longer than `limit`.
+pub(super) fn in_time(messages: FlightStream, limit: Option<Duration>) -> FlightStream {
+    let Some(limit) = limit else { return messages };
+    let (timer_passed, passed) = {
+        let token = CancellationToken::new();
+        (token.clone(), token)
+    };
+    let timer = async move {
+        tokio::time::sleep(limit).await;
+        timer_passed.cancel();
+    };
+    let verdict = stream::once(async move { passed.is_cancelled().then(|| Err(too_late())) });
+    Box::pin(messages.take_until(timer).chain(verdict.filter_map(std::future::ready)))
+}
+
+/// Runs a statement whose rows nobody wants, once for each row of `parameters`.
+pub(super) async fn run_update(
+    session: &Session,
+    client: &Client,
+    prepared: &Prepared,
+    parameters: &RecordBatch,
+) -> Result<i64, Status> {
+    if prepared.kind == StatementKind::Query && !prepared.changes_data {
+        return Err(to_status(Error::invalid("this statement returns rows; run it as a query")));
+    }
+    let done = tokio::select! {
+        done = session.execute_prepared(prepared, parameters) => done.map_err(to_status)?,
+        () = passed(client.statement_timeout()) => return Err(too_late()),
+    };
+    match done {
         Outcome::Affected(rows) => Ok(i64::try_from(rows).unwrap_or(i64::MAX)),
         // The caller wants the count: `RETURNING` has a row for each row changed.
         Outcome::Rows(rows) => {
             let count = rows.try_fold(0, |count, batch| async move { Ok(count + batch.num_rows() as i64) }).await;
-            count.map_err(from_datafusion)
+            count.map_err(|error| to_status(from_datafusion(error)))
         }
     }
 }

@@ -7,5 +7,7 @@ mod ingest;
 mod lifecycle;
 mod metadata;
 mod prepared;
+mod protocol;
 mod statements;
 mod support;
+mod transactions;

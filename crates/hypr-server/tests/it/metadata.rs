@@ -135,6 +135,6 @@ async fn every_type_that_is_listed_can_be_a_column() {
     }
     let listing =
         sql.get_tables(CommandGetTables { table_types: vec!["TABLE".to_owned()], ..Default::default() }).await;
-    assert_eq!(rows(&read(&mut sql, listing.unwrap()).await.unwrap()), 14);
+    assert_eq!(rows(&read(&mut sql, listing.unwrap()).await.unwrap()), 21);
     server.stop().await;
 }

@@ -1,13 +1,14 @@
 //! The log thread: drains the queue of commits, writes their frames, syncs once for all of them (group
 //! commit), applies them in log order and only then acknowledges them.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
 use hypr_common::{Error, ErrorKind, Result};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use super::frame::{Frame, MAGIC, SEGMENT_HEADER_BYTES};
@@ -29,14 +30,54 @@ pub(crate) trait Effect: Send {
     fn apply(self: Box<Self>, first_lsn: u64, lsn: u64, touched: &mut Touched);
 }
 
-/// Tables whose readers must be shown a new snapshot after a group.
+/// What the effects of a group have in common.
 #[derive(Default)]
-pub(crate) struct Touched(Vec<Arc<TableShared>>);
+pub(crate) struct Touched {
+    /// Tables whose readers must be shown a new snapshot after the group.
+    tables: Vec<Arc<TableShared>>,
+    /// Position of the oldest state that is pinned.
+    oldest_pin: Option<u64>,
+    /// What waits until readers are shown the group.
+    after: Vec<Box<dyn FnOnce() + Send>>,
+}
 
 impl Touched {
     pub(crate) fn add(&mut self, table: &Arc<TableShared>) {
-        if !self.0.iter().any(|known| Arc::ptr_eq(known, table)) {
-            self.0.push(Arc::clone(table));
+        if !self.tables.iter().any(|known| Arc::ptr_eq(known, table)) {
+            self.tables.push(Arc::clone(table));
+        }
+    }
+
+    /// Runs `then` when readers are shown the group.
+    pub(crate) fn after_publish(&mut self, then: impl FnOnce() + Send + 'static) {
+        self.after.push(Box::new(then));
+    }
+
+    pub(crate) fn oldest_pin(&self) -> Option<u64> {
+        self.oldest_pin
+    }
+}
+
+/// Says that somebody works on the state at [`Pin::lsn`], until it is dropped.
+pub(crate) struct Pin {
+    shared: Arc<Shared>,
+    lsn: u64,
+}
+
+impl Pin {
+    pub(crate) fn lsn(&self) -> u64 {
+        self.lsn
+    }
+}
+
+impl Drop for Pin {
+    fn drop(&mut self) {
+        let mut pins = self.shared.pins.lock();
+        if let Some(count) = pins.get_mut(&self.lsn) {
+            *count -= 1;
+            if *count == 0 {
+                pins.remove(&self.lsn);
+            }
         }
     }
 }
@@ -68,6 +109,10 @@ struct Shared {
     /// Ascending; the last one is being written.
     segments: Mutex<Vec<Segment>>,
     applied_lsn: AtomicU64,
+    /// Held for writing while a group is applied and its snapshots are published.
+    applying: RwLock<()>,
+    /// How many pins there are of each position.
+    pins: Mutex<BTreeMap<u64, usize>>,
 }
 
 impl Log {
@@ -82,6 +127,8 @@ impl Log {
         let shared = Arc::new(Shared {
             applied_lsn: AtomicU64::new(recovered.next_lsn - 1),
             segments: Mutex::new(recovered.segments),
+            applying: RwLock::default(),
+            pins: Mutex::default(),
         });
         let disk = Arc::clone(&options.disk);
         let mut writer = Writer {
@@ -130,6 +177,15 @@ impl Log {
         let all = self.queued_kib.acquire_many(self.queue_kib).await;
         self.queued_kib.close();
         drop(all);
+    }
+
+    /// Runs `read` between two groups of commits, so that the published snapshots of all tables show one state,
+    /// and pins that state.
+    pub(crate) fn pin<T>(&self, read: impl FnOnce() -> T) -> (Pin, T) {
+        let _between = self.shared.applying.read();
+        let lsn = self.applied_lsn();
+        *self.shared.pins.lock().entry(lsn).or_default() += 1;
+        (Pin { shared: Arc::clone(&self.shared), lsn }, read())
     }
 
     /// Every commit up to this LSN is applied.
@@ -256,7 +312,10 @@ impl Writer {
     }
 
     fn apply(&mut self, group: Vec<Commit>) {
-        let mut touched = Touched::default();
+        let shared = Arc::clone(&self.shared);
+        let applying = shared.applying.write();
+        let oldest_pin = shared.pins.lock().keys().next().copied();
+        let mut touched = Touched { oldest_pin, ..Touched::default() };
         let mut acknowledgements = Vec::with_capacity(group.len());
         for commit in group {
             let first = self.next_lsn;
@@ -265,8 +324,10 @@ impl Writer {
             acknowledgements.push((commit.done, self.next_lsn - 1));
         }
         self.mark();
-        touched.0.iter().for_each(|table| table.publish());
+        touched.tables.iter().for_each(|table| table.publish());
         self.shared.applied_lsn.store(self.next_lsn - 1, Ordering::Release);
+        drop(applying);
+        touched.after.into_iter().for_each(|then| then());
         for (done, lsn) in acknowledgements {
             // A caller that stopped waiting is no error: its rows are durable.
             let _ = done.send(Ok(lsn));

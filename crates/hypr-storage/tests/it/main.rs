@@ -12,5 +12,6 @@ mod objects;
 mod simulation;
 mod support;
 mod text;
+mod transactions;
 mod types;
 mod writes;
