@@ -117,7 +117,7 @@ impl Database {
         let log_dir = dir.join("wal");
         let mut found = recover_catalog(disk, &log_dir, checkpoint, Torn::CutOff)?;
         let tables = open_tables(dir, &lance, &options, std::mem::take(&mut found.tables)).await?;
-        let recovered = recover_rows(disk, &log_dir, &tables, &found, Torn::CutOff)?;
+        let recovered = recover_rows(disk, &log_dir, &tables, &found, Torn::Leave)?;
         if recovered.gaps.is_empty() {
             remove_orphans(disk, dir, &tables)?;
         }

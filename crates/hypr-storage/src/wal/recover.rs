@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use hypr_common::{Error, Result};
 
-use super::frame::{FRAME_HEADER_BYTES, FrameRef, MAGIC, SEGMENT_HEADER_BYTES};
-use crate::disk::Disk;
+use super::frame::{FRAME_HEADER_BYTES, FrameKind, FrameRef, MAGIC, SEGMENT_HEADER_BYTES};
+use crate::disk::{self, Disk};
 
 /// A segment on disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,6 +53,8 @@ pub(crate) struct Recovered {
     pub(crate) gaps: Vec<Gap>,
     /// Bytes after the last whole commit, and where they begin.
     pub(crate) torn: Option<String>,
+    /// Where the last commit lies in the last segment, when it is a mark.
+    mark_at: Option<usize>,
     /// Segments whose first bytes are damaged, which costs nothing: their names say the same.
     pub(crate) header_damage: Vec<String>,
 }
@@ -82,8 +84,14 @@ pub(crate) fn replay(
 ) -> Result<Recovered> {
     let mut segments = list_segments(disk, dir)?;
     let next_lsn = segments.first().map_or(1, |segment| segment.first_lsn);
-    let mut recovered =
-        Recovered { segments: Vec::new(), next_lsn, gaps: Vec::new(), torn: None, header_damage: Vec::new() };
+    let mut recovered = Recovered {
+        segments: Vec::new(),
+        next_lsn,
+        gaps: Vec::new(),
+        torn: None,
+        mark_at: None,
+        header_damage: Vec::new(),
+    };
     let mut unread: Option<String> = None;
     for (index, segment) in segments.iter().enumerate() {
         let is_last = index + 1 == segments.len();
@@ -101,10 +109,10 @@ pub(crate) fn replay(
             tracing::warn!("{end}; cut off, they were never acknowledged");
             recovered.torn = Some(end);
         }
-        if is_last && torn == Torn::CutOff {
-            // Also when nothing is torn: what a killed process has written may be seen and yet be lost with the
-            // next power failure, and then it must not lie below what is written from here on.
-            disk.truncate(&segment.path, good as u64).map_err(|e| Error::io(segment.path.display(), e))?;
+        // Damage stays as it is, with the evidence that it is no torn write.
+        if is_last && torn == Torn::CutOff && recovered.gaps.is_empty() {
+            let cut = end_durably(disk, segment, &bytes[..good], &mut recovered);
+            cut.map_err(|e| Error::io(segment.path.display(), e))?;
         }
     }
     // An empty last segment stays on disk, where its name says how far the log has come; the writer
@@ -112,6 +120,21 @@ pub(crate) fn replay(
     segments.retain(|segment| segment.first_lsn < recovered.next_lsn);
     recovered.segments = segments;
     Ok(recovered)
+}
+
+/// Makes `good`, the whole commits of the last segment, what the disk holds of it, since it will lie below what is
+/// written from here on. What a killed process has written may be seen and yet be lost with the next power failure,
+/// and a sync that has failed once is no help: the next one may succeed without writing anything.
+fn end_durably(disk: &dyn Disk, segment: &Segment, good: &[u8], recovered: &mut Recovered) -> std::io::Result<()> {
+    match recovered.mark_at.take() {
+        // What lies before a mark is durable; the mark itself may not be, and is not needed any more.
+        Some(mark) => {
+            recovered.next_lsn -= 1;
+            disk.truncate(&segment.path, mark as u64)
+        }
+        None if good.len() <= SEGMENT_HEADER_BYTES => disk.truncate(&segment.path, good.len() as u64),
+        None => disk::replace(disk, &segment.path, good),
+    }
 }
 
 fn list_segments(disk: &dyn Disk, dir: &Path) -> Result<Vec<Segment>> {
@@ -138,6 +161,7 @@ fn replay_segment(
     apply: &mut impl FnMut(&[FrameRef<'_>]) -> Result<()>,
 ) -> Result<usize> {
     if is_last && bytes.len() < SEGMENT_HEADER_BYTES {
+        recovered.mark_at = None;
         return Ok(0);
     }
     let header = [&MAGIC[..], &segment.first_lsn.to_le_bytes()[..]].concat();
@@ -150,6 +174,7 @@ fn replay_segment(
     let (mut offset, mut good) = (SEGMENT_HEADER_BYTES, SEGMENT_HEADER_BYTES);
     let mut lsn = recovered.next_lsn;
     let mut commit = Vec::new();
+    recovered.mark_at = None;
     while offset < bytes.len() {
         let Some(frame) = FrameRef::parse(&bytes[offset..]).filter(|frame| frame.lsn == lsn) else {
             let Some((later, later_lsn)) = later_group(bytes, offset + 1, lsn) else { break };
@@ -165,6 +190,7 @@ fn replay_segment(
         commit.push(frame);
         if complete {
             apply(&commit).map_err(|e| name_place(e, segment, good))?;
+            recovered.mark_at = (commit.len() == 1 && commit[0].kind == FrameKind::Mark).then_some(good);
             commit.clear();
             good = offset;
             recovered.next_lsn = lsn;
