@@ -223,7 +223,7 @@ def parquet_files(directory: pathlib.Path) -> dict:
     target = directory / "tpch-sf1"
     if not (target / "lineitem.parquet").exists():
         generator = pathlib.Path(sys.executable).parent / "tpchgen-cli"
-        subprocess.run([generator, "-s", "1", "--format", "parquet", "--output-dir", target], check=True)
+        subprocess.run([generator, "parquet", "-s", "1", "--output-dir", target], check=True)
     return {path.stem: path for path in sorted(target.glob("*.parquet"))}
 
 
