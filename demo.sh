@@ -8,12 +8,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 . scripts/lib.sh
 begin "demo complete"
 
-step "system packages"
-install_system_packages
-step "Rust"
-install_rust
-step "Python packages"
-install_python_packages scripts/requirements.txt
+install_prerequisites
 step "release build"
 cargo build --release --locked -p hyprstream
 BINARY="$CARGO_TARGET_DIR/release/hyprstream"

