@@ -136,6 +136,8 @@ impl Search<'_> {
             true => ef,
             false => (self.k * RERANK_FACTOR).max(self.k + RERANK_SPARE),
         };
+        // Where most candidates turn out to be gone, the nearest of the others may lie beyond them.
+        let enough = self.k.max(wanted.min(eligible) / 2);
         let mut width = ef.max(wanted).saturating_mul(total).div_ceil(eligible).min(total);
         let code = {
             let norm = query.kernels.dot(query.vector, query.vector);
@@ -151,7 +153,7 @@ impl Search<'_> {
                 break;
             }
             graph.walk(&blocks, &probe, width, scratch);
-            if self.rerank(query, &blocks, wanted, best, scratch) >= self.k {
+            if self.rerank(query, &blocks, wanted, best, scratch) >= enough {
                 break;
             }
             width = width.saturating_mul(4).min(total);

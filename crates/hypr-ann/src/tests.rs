@@ -264,9 +264,9 @@ fn searches_and_appends_go_on_during_an_absorption() {
     index.append(with_ids(0, 3000)).unwrap();
     std::thread::scope(|scope| {
         let building = scope.spawn(|| index.absorb(2));
-        for at in 3000..4000 {
+        for (at, row) in rows.iter().enumerate().skip(3000) {
             index.append(with_ids(at, at + 1)).unwrap();
-            let search = Search { query: &rows[at], k: 1, ef: None, allowed: None, live: &|_| true, ties: false };
+            let search = Search { query: row, k: 1, ef: None, allowed: None, live: &|_| true, ties: false };
             assert_eq!(index.search(&search).unwrap()[0].row_id, at as u64);
         }
         building.join().unwrap();

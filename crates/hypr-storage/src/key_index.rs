@@ -56,6 +56,17 @@ pub(crate) struct Keys {
     pending: Vec<Range<u64>>,
 }
 
+/// Whether a key that `holder` has can be taken: `None` if not, else the row to give it back to when the commit fails.
+/// `claimed` is what the commit's own claim on the key says, `replaced` the rows that it deletes.
+fn freed(claimed: Option<Option<u64>>, holder: u64, replaced: &[u64], dead: &HashSet<u64>) -> Option<Option<u64>> {
+    match claimed {
+        Some(before) => Some(before),
+        None if replaced.binary_search(&holder).is_ok() => Some(Some(holder)),
+        None if dead.contains(&holder) => Some(None),
+        None => None,
+    }
+}
+
 /// What a key is taken by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Holder {
@@ -198,13 +209,7 @@ impl KeyIndex {
                     }
                     Entry::Occupied(mut entry) => {
                         let holder = *entry.get();
-                        let free = match claimed.remove(hash) {
-                            Some(before) => Some(before),
-                            None if replaced.binary_search(&holder).is_ok() => Some(Some(holder)),
-                            None if dead.contains(&holder) => Some(None),
-                            None => None,
-                        };
-                        let Some(before) = free else {
+                        let Some(before) = freed(claimed.remove(hash), holder, replaced, dead) else {
                             duplicate = Some((at, row, ids.contains(&holder)));
                             break 'batches;
                         };

@@ -179,7 +179,10 @@ impl Transaction {
         }
         check_columns(&definition.qualified_name(), &definition.columns, &definition.primary_key)?;
         let table = self.database.unlogged_table(UNCOMMITTED_TABLE, definition)?;
-        self.with_state(|state| Ok(drop(state.created.insert(name, Arc::new(table)))))?;
+        self.with_state(|state| {
+            state.created.insert(name, Arc::new(table));
+            Ok(())
+        })?;
         Ok(true)
     }
 

@@ -121,7 +121,7 @@ impl Clustering {
         match self.kept(schema, filters, dataset, batches).await {
             Ok(Some((kept_fragments, kept_batches))) => (
                 fragments.into_iter().zip(kept_fragments).filter_map(|(f, kept)| kept.then_some(f)).collect(),
-                batches.iter().zip(kept_batches).filter_map(|(b, kept)| kept.then(|| Arc::clone(b))).collect(),
+                batches.iter().zip(kept_batches).filter(|(_, kept)| *kept).map(|(b, _)| Arc::clone(b)).collect(),
             ),
             Ok(None) => (fragments, batches.to_vec()),
             Err(error) => {

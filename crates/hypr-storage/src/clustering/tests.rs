@@ -54,7 +54,7 @@ fn a_long_run_of_one_key_is_cut_too_and_nulls_come_first() {
 fn few_rows_are_one_group_and_none_are_none() {
     let batch = rows(&[Some(1), Some(2)], &[1, 2]);
     let clustering = clustering(r#"[{"column": "ts"}]"#, &batch);
-    assert_eq!(clustering.arrange(&[batch.clone()], 1000).unwrap().len(), 1);
+    assert_eq!(clustering.arrange(std::slice::from_ref(&batch), 1000).unwrap().len(), 1);
     assert!(clustering.arrange(&[], 1000).unwrap().is_empty());
     let empty = clustering.arrange(&[batch.slice(0, 0)], 1000).unwrap();
     assert_eq!(empty.iter().map(RecordBatch::num_rows).sum::<usize>(), 0);
