@@ -179,7 +179,11 @@ impl Session {
         };
         let Some(open) = slot.lock().take() else { return Ok(()) };
         let _turn = open.turn().await;
-        if *control == Control::Commit { open.commit().await } else { Ok(open.rollback()) }
+        if *control == Control::Commit {
+            return open.commit().await;
+        }
+        open.rollback();
+        Ok(())
     }
 
     /// This session as it is for the next statement.

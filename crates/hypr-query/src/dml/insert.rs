@@ -242,7 +242,7 @@ impl Insert {
         let schema = target.schema();
         let batches = match &self.source {
             Source::Parameters(parameters) if params.num_columns() > 0 => {
-                vec![self.from_parameters(&schema, rules, parameters, params)?]
+                vec![self.bound_rows(&schema, rules, parameters, params)?]
             }
             Source::Defaults => {
                 let columns = schema.fields().iter().map(|field| rules.value(field, params.num_rows()));
@@ -254,7 +254,7 @@ impl Insert {
     }
 
     /// The parameter batch as rows of the table, without planning.
-    fn from_parameters(
+    fn bound_rows(
         &self,
         schema: &SchemaRef,
         rules: &Rules,

@@ -41,6 +41,7 @@ pub(crate) use insert::Insert;
 
 /// A statement that changes rows.
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "there is one of it a statement")]
 pub(crate) enum Change {
     Insert(Insert),
     Update(update::Update),

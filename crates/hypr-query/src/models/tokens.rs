@@ -120,7 +120,7 @@ impl Models {
             )));
         }
         match config {
-            Some(config) if config != architecture_config(model).to_string() => {
+            Some(config) if config != architecture_config(model) => {
                 Err(Error::invalid(format!("the third argument is not the architecture_config of model {id}")))
             }
             _ => Ok(id),
@@ -220,7 +220,7 @@ impl ScalarUDFImpl for ModelFunction {
             _ if is_text(first) => DataType::Utf8,
             _ => return plan_err!("{} takes text, not {first}", self.name().trim_start_matches('_')),
         };
-        if !is_text(second) && !(self.kind == Kind::PromptOf && second.is_binary()) {
+        if !(is_text(second) || self.kind == Kind::PromptOf && second.is_binary()) {
             return plan_err!(
                 "{} takes text as its second argument, not {second}",
                 self.name().trim_start_matches('_')

@@ -183,11 +183,14 @@ fn range_of(input: &LogicalPlan, time: &Expr) -> Result<Range> {
                 Expr::BinaryExpr(BinaryExpr { left, op, right }) if is_time(right, time) && is_constant(left) => {
                     range.bound(op.swap().unwrap_or(*op), left);
                 }
-                Expr::Between(between) if !between.negated && is_time(&between.expr, time) => {
-                    if is_constant(&between.low) && is_constant(&between.high) {
-                        range.bound(Operator::GtEq, &between.low);
-                        range.bound(Operator::LtEq, &between.high);
-                    }
+                Expr::Between(between)
+                    if !between.negated
+                        && is_time(&between.expr, time)
+                        && is_constant(&between.low)
+                        && is_constant(&between.high) =>
+                {
+                    range.bound(Operator::GtEq, &between.low);
+                    range.bound(Operator::LtEq, &between.high);
                 }
                 _ => {}
             }

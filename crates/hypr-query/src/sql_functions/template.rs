@@ -32,6 +32,7 @@ pub(crate) struct Template {
 }
 
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "there is one of it a call")]
 enum Body {
     /// An expression over the columns of the relation of parameters.
     Expr(Expr),
@@ -239,7 +240,7 @@ async fn plan_query(
     let Some(TableFactor::Derived { subquery, .. }) = relation else {
         return Err(unexpected());
     };
-    *subquery = Box::new(query);
+    **subquery = query;
     let plan = planner.plan_within(statement, None, &[], calling).await?;
     body_of(&plan).ok_or_else(unexpected)
 }

@@ -58,7 +58,9 @@ pub(super) fn store_columns(columns: &[Field]) -> SchemaRef {
 
 /// What queries remember of the views, so that they need not read it again. Never the truth about anything.
 #[derive(Debug, Default)]
-pub(crate) struct Caches(Mutex<HashMap<(u128, u128), Arc<tokio::sync::Mutex<Cache>>>>);
+pub(crate) struct Caches(Mutex<HashMap<(u128, u128), SharedCache>>);
+
+type SharedCache = Arc<tokio::sync::Mutex<Cache>>;
 
 #[derive(Debug, Default)]
 pub(super) struct Cache {
