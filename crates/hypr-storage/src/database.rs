@@ -169,7 +169,7 @@ impl Database {
     /// `AlreadyExists`, or `InvalidInput` and `Unsupported` naming the column.
     pub async fn create_table(&self, definition: TableDefinition, if_not_exists: bool) -> Result<bool> {
         let inner = &self.inner;
-        let _guard = inner.ddl.lock().await;
+        let _guard = self.lock_catalog().await;
         let name = definition.qualified_name();
         if inner.catalog.get(&definition.schema_name, &definition.name).is_some() {
             if if_not_exists {
@@ -195,7 +195,7 @@ impl Database {
     /// `NotFound`.
     pub async fn drop_table(&self, schema: &str, name: &str, if_exists: bool) -> Result<bool> {
         let inner = &self.inner;
-        let _guard = inner.ddl.lock().await;
+        let _guard = self.lock_catalog().await;
         let Some(table) = inner.catalog.get(schema, name) else {
             if if_exists {
                 return Ok(false);

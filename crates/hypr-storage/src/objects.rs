@@ -78,10 +78,9 @@ impl Database {
             let message = format!("{kind} {schema}.{name} does not exist; use IF EXISTS to allow that");
             return Err(Error::not_found(message));
         };
-        let (kind, schema_name, name) = object.key();
-        let change =
-            CatalogChange::DropObject { kind: kind.clone(), schema_name: schema_name.clone(), name: name.clone() };
-        self.log_change(&change, CatalogEdit::DropObject((kind, schema_name, name))).await?;
+        let edit = CatalogEdit::DropObject(object.key());
+        let CatalogObject { kind, schema_name, name, .. } = object;
+        self.log_change(&CatalogChange::DropObject { kind, schema_name, name }, edit).await?;
         Ok(true)
     }
 

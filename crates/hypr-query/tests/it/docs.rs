@@ -1,14 +1,14 @@
 //! The pages under `docs/sql` are scripts: what they show is what happens.
 //!
 //! A page has a database of its own with two tiny models, `tiny_llama` and `tiny_bert`. The statements of each
-//! fenced `sql` block run one after another; they end with `;` at the end of a line. When a `text` block
+//! fenced `sql` block run one after another, split as the command line splits a script. When a `text` block
 //! follows, it is what the last statement answers: a table, `n rows affected`, or `error: ` and a part of the
 //! message. A block that shows what cannot run here is fenced as `sql no-run`.
 
 use std::path::{Path, PathBuf};
 
 use arrow::util::pretty::pretty_format_batches;
-use hypr_query::Outcome;
+use hypr_query::{Outcome, split_statements};
 
 use crate::harness::{Fixture, collect};
 use crate::tiny::tiny;
@@ -41,20 +41,6 @@ fn examples(page: &str) -> Vec<Example> {
     found
 }
 
-fn statements(sql: &str) -> Vec<String> {
-    let mut found = vec![String::new()];
-    for line in sql.lines() {
-        let last = found.last_mut().unwrap();
-        last.push_str(line);
-        last.push('\n');
-        if line.trim_end().ends_with(';') {
-            found.push(String::new());
-        }
-    }
-    found.retain(|statement| !statement.trim().is_empty());
-    found
-}
-
 async fn answer(fixture: &Fixture, sql: &str) -> Result<String, String> {
     match fixture.run(sql).await.map_err(|error| error.to_string())? {
         Outcome::Affected(1) => Ok("1 row affected".to_owned()),
@@ -68,20 +54,20 @@ async fn answer(fixture: &Fixture, sql: &str) -> Result<String, String> {
 
 /// What is wrong with an example, if anything.
 async fn check(fixture: &Fixture, example: &Example) -> Option<String> {
-    let statements = statements(&example.sql);
-    let (last, before) = statements.split_last()?;
+    let mut before = split_statements(&example.sql);
+    let last = before.pop()?.sql;
     for statement in before {
-        if let Err(error) = answer(fixture, statement).await {
-            return Some(format!("{statement}fails: {error}"));
+        if let Err(error) = answer(fixture, &statement.sql).await {
+            return Some(format!("{}\nfails: {error}", statement.sql));
         }
     }
-    match (answer(fixture, last).await, example.expected.as_deref()) {
+    match (answer(fixture, &last).await, example.expected.as_deref()) {
         (Err(error), Some(expected)) => {
             let part = expected.strip_prefix("error: ").map(str::trim_end);
-            (!part.is_some_and(|part| error.contains(part))).then(|| format!("{last}fails: {error}"))
+            (!part.is_some_and(|part| error.contains(part))).then(|| format!("{last}\nfails: {error}"))
         }
-        (Err(error), None) => Some(format!("{last}fails: {error}")),
-        (Ok(actual), Some(expected)) if actual != expected.trim_end() => Some(format!("{last}answers\n{actual}")),
+        (Err(error), None) => Some(format!("{last}\nfails: {error}")),
+        (Ok(actual), Some(expected)) if actual != expected.trim_end() => Some(format!("{last}\nanswers\n{actual}")),
         (Ok(_), _) => None,
     }
 }
