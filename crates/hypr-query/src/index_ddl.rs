@@ -1,13 +1,11 @@
-//! `CREATE INDEX` and `DROP INDEX`.
+//! `CREATE INDEX .. USING FTS`, and `DROP INDEX` of any kind.
 //!
-//! An index is a named, durable definition in the catalog; what it describes is a cache in memory that is made from
-//! the rows and follows them by itself. Each kind of index is an arm of [`make`] and of [`unmake`].
+//! A text index is a named, durable definition in the catalog; what it describes is a cache in memory that is made
+//! from the rows and follows them by itself. Indexes of vectors are made in [`crate::vector_search`].
 
 use std::collections::BTreeMap;
 
-use datafusion::sql::sqlparser::ast::{
-    BinaryOperator, CreateIndex as CreateIndexAst, Expr, IndexType, ObjectName, Value,
-};
+use datafusion::sql::sqlparser::ast::{BinaryOperator, CreateIndex as CreateIndexAst, Expr, IndexType, Value};
 use hypr_common::{Error, ErrorKind, Result};
 use hypr_storage::{CatalogObject, Database, Replace, Table, TextOptions};
 use serde_json::{Value as Json, json};
@@ -16,24 +14,25 @@ use crate::dialect::ddl;
 use crate::{DEFAULT_SCHEMA, Outcome, Session, TableRef};
 
 /// The kind of catalog object.
-const OBJECT: &str = "index";
-/// The kinds of indexes.
-const FTS: &str = "FTS";
+const OBJECT: &str = "text_index";
 
-/// What `CREATE INDEX` asks for.
+/// What `CREATE INDEX .. USING FTS` asks for.
 #[derive(Clone, Debug)]
-pub(crate) struct CreateIndex {
+pub(crate) struct CreateTextIndex {
     pub name: Option<String>,
     pub table: TableRef,
     pub column: String,
-    /// In capitals.
-    pub kind: String,
     /// As written, names in lower case.
     pub options: BTreeMap<String, String>,
     pub if_not_exists: bool,
 }
 
-impl CreateIndex {
+impl CreateTextIndex {
+    /// True for an index of words.
+    pub(crate) fn is_meant(ast: &CreateIndexAst) -> bool {
+        matches!(&ast.using, Some(IndexType::Custom(name)) if name.value.eq_ignore_ascii_case("fts"))
+    }
+
     pub(crate) fn from_ast(ast: &CreateIndexAst) -> Result<Self> {
         let refused = [
             (ast.unique, "UNIQUE"),
@@ -45,21 +44,6 @@ impl CreateIndex {
         if let Some((_, clause)) = refused.iter().find(|(given, _)| *given) {
             return Err(Error::unsupported(format!("CREATE INDEX with {clause} is not available")));
         }
-        let using = ast.using.as_ref().or_else(|| {
-            ast.index_options.iter().find_map(|option| match option {
-                datafusion::sql::sqlparser::ast::IndexOption::Using(kind) => Some(kind),
-                datafusion::sql::sqlparser::ast::IndexOption::Comment(_) => None,
-            })
-        });
-        let kind = match using {
-            Some(IndexType::Custom(name)) => name.value.to_uppercase(),
-            Some(other) => other.to_string(),
-            None => {
-                return Err(Error::invalid(
-                    "CREATE INDEX names its kind: CREATE INDEX name ON table USING FTS (column)",
-                ));
-            }
-        };
         let [column] = ast.columns.as_slice() else {
             return Err(Error::invalid("an index is on one column"));
         };
@@ -71,7 +55,7 @@ impl CreateIndex {
         table.schema.get_or_insert_with(|| DEFAULT_SCHEMA.to_owned());
         let name = ast.name.as_ref().map(|name| ddl::table_ref(name).map(|name| name.name)).transpose()?;
         let options = ast.with.iter().map(option).collect::<Result<_>>()?;
-        Ok(Self { name, table, column, kind, options, if_not_exists: ast.if_not_exists })
+        Ok(Self { name, table, column, options, if_not_exists: ast.if_not_exists })
     }
 }
 
@@ -100,7 +84,6 @@ pub(crate) struct Index {
     pub name: String,
     pub table: String,
     pub column: String,
-    pub kind: String,
     pub options: Json,
 }
 
@@ -112,7 +95,6 @@ impl Index {
             name: object.name.clone(),
             table: text("table"),
             column: text("column"),
-            kind: text("kind"),
             options: object.definition.get("options").cloned().unwrap_or(Json::Null),
         }
     }
@@ -128,14 +110,14 @@ pub(crate) fn indexes(database: &Database, table: &Table) -> Vec<Index> {
 
 /// How the words of a column are made: as its index says, if it has one.
 pub(crate) fn text_options(database: &Database, table: &Table, column: &str) -> Result<TextOptions> {
-    let found = indexes(database, table).into_iter().find(|index| index.kind == FTS && index.column == column);
+    let found = indexes(database, table).into_iter().find(|index| index.column == column);
     let Some(index) = found else { return Ok(TextOptions::default()) };
     serde_json::from_value(index.options)
         .map_err(|e| Error::corrupted(format!("the definition of index {} is damaged: {e}", index.name)))
 }
 
 /// Defines an index and makes it.
-pub(crate) async fn create(session: &Session, create: &CreateIndex) -> Result<Outcome> {
+pub(crate) async fn create(session: &Session, create: &CreateTextIndex) -> Result<Outcome> {
     let database = session.engine().database();
     let table = session.catalog().stored(&create.table)?;
     let name = create.name.clone().unwrap_or_else(|| format!("{}_{}_idx", create.table.name, create.column));
@@ -143,17 +125,18 @@ pub(crate) async fn create(session: &Session, create: &CreateIndex) -> Result<Ou
         return Ok(Outcome::Affected(0));
     }
     let known = indexes(database, &table);
-    if let Some(other) =
-        known.iter().find(|other| other.kind == create.kind && other.column == create.column && other.name != name)
-    {
-        let (kind, column) = (&create.kind, &create.column);
-        let message =
-            format!("column \"{column}\" has an index of kind {kind} already: \"{}\"; drop it first", other.name);
+    if let Some(other) = known.iter().find(|other| other.column == create.column && other.name != name) {
+        let column = &create.column;
+        let message = format!("column \"{column}\" has a text index already: \"{}\"; drop it first", other.name);
         return Err(Error::new(ErrorKind::AlreadyExists, message));
     }
-    let options = checked_options(create)?;
+    let taken = database.vector_indexes()?;
+    if taken.iter().any(|other| other.schema_name == create.table.schema_name() && other.name == name) {
+        return Err(Error::new(ErrorKind::AlreadyExists, format!("index {name} exists already; choose another name")));
+    }
+    let options = text_index_options(&create.options)?;
     let definition = json!({
-        "table": create.table.name, "column": create.column, "kind": create.kind, "options": options,
+        "table": create.table.name, "column": create.column, "options": options,
     });
     let schema_name = create.table.schema_name().to_owned();
     if database.object(OBJECT, &schema_name, &name).is_none() {
@@ -165,30 +148,15 @@ pub(crate) async fn create(session: &Session, create: &CreateIndex) -> Result<Ou
     Ok(Outcome::Affected(0))
 }
 
-/// The options as the catalog keeps them.
-fn checked_options(create: &CreateIndex) -> Result<Json> {
-    match create.kind.as_str() {
-        FTS => text_index_options(&create.options),
-        other => Err(Error::unsupported(format!("there is no index of kind {other}; there is: {FTS}"))),
-    }
-}
-
-async fn make(table: &Table, create: &CreateIndex, options: &Json) -> Result<()> {
-    if create.kind == FTS {
-        let options: TextOptions = serde_json::from_value(options.clone())
-            .map_err(|e| Error::internal("the options of a text index do not fit").with_source(e))?;
-        let size = table.build_text_index(&create.column, &options).await?;
-        tracing::info!(table = %create.table, column = %create.column, rows = size.rows, bytes = size.bytes, "text index built");
-    }
+async fn make(table: &Table, create: &CreateTextIndex, options: &Json) -> Result<()> {
+    let options: TextOptions = serde_json::from_value(options.clone())
+        .map_err(|e| Error::internal("the options of a text index do not fit").with_source(e))?;
+    let size = table.build_text_index(&create.column, &options).await?;
+    tracing::info!(table = %create.table, column = %create.column, rows = size.rows, bytes = size.bytes, "text index built");
     Ok(())
 }
 
-fn unmake(table: &Table, index: &Index) {
-    if index.kind == FTS {
-        table.forget_text_index(&index.column);
-    }
-}
-
+/// The options as the catalog keeps them.
 fn text_index_options(given: &BTreeMap<String, String>) -> Result<Json> {
     let mut options = TextOptions::default();
     for (name, value) in given {
@@ -218,13 +186,16 @@ fn text_index_options(given: &BTreeMap<String, String>) -> Result<Json> {
 pub(crate) async fn drop(session: &Session, names: &[TableRef], if_exists: bool) -> Result<Outcome> {
     let database = session.engine().database();
     for name in names {
-        if let Some(object) = database.object(OBJECT, name.schema_name(), &name.name) {
-            let index = Index::of(&object);
-            if let Some(table) = database.table(&index.schema, &index.table) {
-                unmake(&table, &index);
-            }
+        let (schema, name) = (name.schema_name(), name.name.as_str());
+        let Some(object) = database.object(OBJECT, schema, name) else {
+            database.drop_vector_index(schema, name, if_exists).await?;
+            continue;
+        };
+        let index = Index::of(&object);
+        database.drop_object(OBJECT, schema, name, if_exists).await?;
+        if let Some(table) = database.table(&index.schema, &index.table) {
+            table.forget_text_index(&index.column);
         }
-        database.drop_object(OBJECT, name.schema_name(), &name.name, if_exists).await?;
     }
     Ok(Outcome::Affected(0))
 }
@@ -238,11 +209,4 @@ pub(crate) async fn forget_table(database: &Database, table: &TableRef) -> Resul
         }
     }
     Ok(())
-}
-
-/// The name of an index.
-pub(crate) fn index_ref(name: &ObjectName) -> Result<TableRef> {
-    let mut index = ddl::table_ref(name)?;
-    index.schema.get_or_insert_with(|| DEFAULT_SCHEMA.to_owned());
-    Ok(index)
 }

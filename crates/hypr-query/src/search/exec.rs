@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use arrow_array::cast::AsArray;
 use arrow_array::types::UInt64Type;
-use arrow_array::{ArrayRef, Float32Array, RecordBatch, RecordBatchOptions, UInt64Array};
+use arrow_array::{ArrayRef, Float32Array, Float64Array, RecordBatch, RecordBatchOptions, UInt64Array};
 use arrow_schema::{Schema, SchemaRef, SortOptions};
 use datafusion::common::{Result, ScalarValue, internal_err};
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
@@ -157,11 +157,11 @@ impl SearchPlan {
             Arc::new(set)
         });
         let nearest = self.pinned.nearest(&request).await.map_err(error::to_datafusion)?;
-        let scores = nearest.iter().map(|neighbor| neighbor.distance as f32);
+        let scores = nearest.iter().map(|neighbor| neighbor.distance);
         Ok(Found {
             pinned: self.pinned.clone(),
             row_ids: nearest.iter().map(|neighbor| neighbor.row_id).collect(),
-            scores: Arc::new(Float32Array::from_iter_values(scores)),
+            scores: Arc::new(Float64Array::from_iter_values(scores)),
         })
     }
 

@@ -29,6 +29,14 @@ impl SearchKind {
         }
     }
 
+    /// The type of the score; a distance has that of the distance functions.
+    pub fn score_type(&self) -> DataType {
+        match self {
+            SearchKind::Text { .. } => DataType::Float32,
+            SearchKind::Vector { .. } => DataType::Float64,
+        }
+    }
+
     /// Whether the best score is the highest.
     pub fn descending(&self) -> bool {
         matches!(self, SearchKind::Text { .. })
@@ -74,7 +82,7 @@ impl SearchNode {
     ) -> Result<Self> {
         let shown = |field: &&FieldRef| with_row_id || field.name() != ROW_ID_COLUMN;
         let mut fields: Vec<FieldRef> = input.schema().fields().iter().filter(shown).cloned().collect();
-        fields.push(Arc::new(Field::new(&search.score, DataType::Float32, false)));
+        fields.push(Arc::new(Field::new(&search.score, search.kind.score_type(), false)));
         let fields = fields.into_iter().map(|field| (None, field)).collect();
         let schema = DFSchema::new_with_metadata(fields, input.schema().metadata().clone())?;
         Ok(Self { input, search, query, limit, with_row_id, schema: Arc::new(schema) })

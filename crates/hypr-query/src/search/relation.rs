@@ -113,7 +113,7 @@ impl Call<'_> {
     }
 
     fn text_search(&self, mut args: Arguments, context: &mut dyn RelationPlannerContext) -> Result<Planned> {
-        let table = self.table(&mut args)?;
+        let table = self.table(&mut args, context)?;
         let query = args.required("query").map_err(error::to_datafusion)?;
         let query = arguments::constant(query, Some(DataType::Utf8), context)?;
         if !is_text(&query.get_type(&DFSchema::empty())?) {
@@ -132,7 +132,7 @@ impl Call<'_> {
     }
 
     fn vector_search(&self, mut args: Arguments, context: &mut dyn RelationPlannerContext) -> Result<Planned> {
-        let table = self.table(&mut args)?;
+        let table = self.table(&mut args, context)?;
         let mut model = args.literal("model").map_err(error::to_datafusion)?;
         let mut query = args.required("query").map_err(error::to_datafusion)?;
         if let Some((text, its_model)) = arguments::embed_call(&query) {
@@ -192,9 +192,15 @@ impl Call<'_> {
         })
     }
 
-    fn table(&self, args: &mut Arguments) -> Result<Arc<Table>> {
+    /// The table, as the session sees it.
+    fn table(&self, args: &mut Arguments, context: &dyn RelationPlannerContext) -> Result<Arc<Table>> {
         let table: TableRef = args.table().map_err(error::to_datafusion)?;
-        self.catalog.stored(&table).map_err(error::to_datafusion)
+        let name = TableReference::partial(table.schema_name().to_owned(), table.name.clone());
+        let provider = source_as_provider(&context.context_provider().get_table_source(name)?)?;
+        match provider.downcast_ref::<StoredTable>() {
+            Some(stored) => Ok(stored.table()),
+            None => Err(error::to_datafusion(bad(args.signature, &format!("\"{table}\" is no table of rows")))),
+        }
     }
 
     fn fuse(&self, mut args: Arguments, context: &mut dyn RelationPlannerContext) -> Result<Planned> {

@@ -15,9 +15,9 @@ async fn notes() -> Fixture {
     let width = fixture.query("SELECT vector_dims(embed('w1'))").await;
     let width = width.column(0).as_primitive::<arrow::datatypes::Int32Type>().value(0);
     fixture.affected(&format!("CREATE TABLE notes (id INT PRIMARY KEY, body TEXT, embedding VECTOR({width}))")).await;
-    fixture
-        .affected("INSERT INTO notes SELECT column1, column2, embed(column2) FROM (VALUES (1, 'w1 w9'), (2, 'w2 w9'), (3, 'w3 w9 w9'), (4, 'w4')) AS v")
-        .await;
+    fixture.affected("CREATE TABLE texts (id INT, body TEXT)").await;
+    fixture.affected("INSERT INTO texts VALUES (1, 'w1 w9'), (2, 'w2 w9'), (3, 'w3 w9 w9'), (4, 'w4')").await;
+    fixture.affected("INSERT INTO notes SELECT id, body, embed(body) FROM texts").await;
     fixture.affected("INSERT INTO notes VALUES (5, NULL, NULL)").await;
     fixture
 }
