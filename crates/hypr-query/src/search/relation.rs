@@ -197,8 +197,14 @@ impl Call<'_> {
         let table: TableRef = args.table().map_err(error::to_datafusion)?;
         let name = TableReference::partial(table.schema_name().to_owned(), table.name.clone());
         let provider = source_as_provider(&context.context_provider().get_table_source(name)?)?;
-        match provider.downcast_ref::<StoredTable>() {
-            Some(stored) => Ok(stored.table()),
+        match provider.downcast_ref::<StoredTable>().map(StoredTable::table) {
+            // Indexes know what everybody sees, so they would leave out the transaction's own rows.
+            Some(table) if table.is_inside_transaction() => {
+                let function = args.signature.name;
+                let message = format!("{function} is not available inside a transaction; COMMIT first");
+                Err(error::to_datafusion(Error::unsupported(message)))
+            }
+            Some(table) => Ok(table),
             None => Err(error::to_datafusion(bad(args.signature, &format!("\"{table}\" is no table of rows")))),
         }
     }
