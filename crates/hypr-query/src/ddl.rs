@@ -101,6 +101,7 @@ pub(crate) async fn drop_tables(session: &Session, tables: &[TableRef], if_exist
                 if session.catalog().transaction().is_none() {
                     let database = session.engine().database();
                     database.drop_vector_indexes_of(table.schema_name(), &table.name).await?;
+                    crate::index_ddl::forget_table(database, table).await?;
                 }
             }
             Err(error) if if_exists && error.kind() == hypr_common::ErrorKind::NotFound => {}

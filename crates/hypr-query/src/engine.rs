@@ -21,8 +21,8 @@ use crate::dialect::operators::JsonOperators;
 use crate::dialect::types::HyprTypePlanner;
 use crate::extensions::HyprQueryPlanner;
 use crate::{
-    AiOptions, CATALOG, DEFAULT_SCHEMA, Session, TableInfo, ai, error, functions, models, series, sql_functions,
-    vector_search,
+    AiOptions, CATALOG, DEFAULT_SCHEMA, Session, TableInfo, ai, error, functions, models, search, series,
+    sql_functions, vector_search,
 };
 
 /// How many of the largest memory consumers an out-of-memory error names.
@@ -140,10 +140,11 @@ fn session_state(catalog: &Catalog, inference: &Arc<dyn Inference>, options: &Qu
     let planner = HyprQueryPlanner::new(vec![
         ai::extension_planner(Arc::clone(inference), options.ai.clone()),
         series::extension_planner(),
+        search::extension_planner(Arc::clone(inference), options.ai.busy_timeout),
     ]);
     let builder = series::install(builder).with_query_planner(Arc::new(planner));
     let builder = ai::install(builder, Arc::clone(inference), options.ai.clone());
-    let mut state = vector_search::install(builder).build();
+    let mut state = search::install(vector_search::install(builder), catalog).build();
     datafusion_functions_json::register_all(&mut state).map_err(error::from_datafusion)?;
     let source: Arc<dyn ModelSource> = catalog.database().models();
     for function in functions::all().into_iter().chain(models::functions(&source)) {

@@ -22,7 +22,7 @@ use datafusion::sql::planner::{ParserOptions, PlannerContext, SqlToRel};
 use datafusion::sql::sqlparser::ast::{DataType as SqlType, Expr as SqlExpr, Ident, ObjectName, Statement as Sql};
 use hypr_common::{Error, Result};
 
-use crate::catalog::Catalog;
+use crate::catalog::{Catalog, StoredTable};
 use crate::dialect::Names;
 use crate::dialect::types::HyprTypePlanner;
 use crate::sql_functions::{self, Templates};
@@ -229,7 +229,12 @@ impl ContextProvider for Context<'_> {
             return Err(error::to_datafusion(Error::not_found(message)));
         }
         let table = table_ref(&name);
-        self.tables.get(&table).cloned().ok_or_else(|| error::to_datafusion(self.catalog.no_such_table(&table)))
+        if let Some(source) = self.tables.get(&table) {
+            return Ok(Arc::clone(source));
+        }
+        // The arguments of search functions name tables where nobody looks for names.
+        let stored = self.catalog.stored(&table).map_err(error::to_datafusion)?;
+        Ok(provider_as_source(Arc::new(StoredTable::new(stored))))
     }
 
     fn get_table_function_source(&self, name: &str, args: Vec<Expr>) -> DfResult<Arc<dyn TableSource>> {

@@ -14,6 +14,7 @@ use hypr_common::{Error, Result};
 use crate::dialect::ddl::{self, CreateTable};
 use crate::dialect::vector_index::CreateVectorIndex;
 use crate::dml::Change;
+use crate::index_ddl::CreateTextIndex;
 use crate::series::statement::SeriesStatement;
 use crate::sql_functions::CreateFunction;
 use crate::transaction::Control;
@@ -39,6 +40,7 @@ pub(crate) enum Action {
     DropFunction { names: Vec<String>, if_exists: bool },
     Series(Box<SeriesStatement>),
     CreateIndex(Box<CreateVectorIndex>),
+    CreateTextIndex(Box<CreateTextIndex>),
     DropIndex { indexes: Vec<TableRef>, if_exists: bool },
     Control(Control),
 }
@@ -72,6 +74,9 @@ impl Action {
                     .collect::<Result<_>>()?,
                 if_exists: drop.if_exists,
             },
+            Sql::CreateIndex(create) if CreateTextIndex::is_meant(create) => {
+                Self::CreateTextIndex(Box::new(CreateTextIndex::from_ast(create)?))
+            }
             Sql::CreateIndex(create) => {
                 let mut create = CreateVectorIndex::from_ast(create)?;
                 create.table.schema.get_or_insert_with(|| DEFAULT_SCHEMA.to_owned());
@@ -95,6 +100,7 @@ impl Action {
             Action::CreateTable(_)
             | Action::DropTable { .. }
             | Action::CreateIndex(_)
+            | Action::CreateTextIndex(_)
             | Action::DropIndex { .. }
             | Action::CreateFunction(_)
             | Action::DropFunction { .. }

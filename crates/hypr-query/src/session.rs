@@ -93,7 +93,7 @@ impl Session {
             | Action::DropFunction { .. }
             | Action::Series(_)
             | Action::Control(_) => {}
-            Action::CreateIndex(_) | Action::DropIndex { .. } => {}
+            Action::CreateIndex(_) | Action::CreateTextIndex(_) | Action::DropIndex { .. } => {}
         }
         Ok(Prepared {
             sql: sql.to_owned(),
@@ -179,9 +179,8 @@ impl Session {
             Action::Change(change) => change.run(self, plan, params).await,
             Action::CreateTable(create) => crate::ddl::create_table(self, create).await,
             Action::CreateIndex(create) => crate::vector_search::ddl::create_index(self, create).await,
-            Action::DropIndex { indexes, if_exists } => {
-                crate::vector_search::ddl::drop_indexes(self, indexes, *if_exists).await
-            }
+            Action::CreateTextIndex(create) => crate::index_ddl::create(self, create).await,
+            Action::DropIndex { indexes, if_exists } => crate::index_ddl::drop(self, indexes, *if_exists).await,
             Action::DropTable { tables, if_exists } => crate::ddl::drop_tables(self, tables, *if_exists).await,
             Action::CreateFunction(create) => sql_functions::create(self, create).await,
             Action::DropFunction { names, if_exists } => sql_functions::drop_functions(self, names, *if_exists).await,

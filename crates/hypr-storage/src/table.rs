@@ -341,7 +341,8 @@ impl Table {
     /// transaction.
     pub async fn text_search(&self, request: TextSearch) -> Result<TextMatches> {
         self.refuse_inside("text search")?;
-        text::search(&self.shared, request).await
+        let text::Matches { row_ids, scores, snapshot } = text::search(&self.shared, request).await?;
+        Ok(TextMatches { row_ids, scores, pinned: self.pin_at(snapshot) })
     }
 
     /// Builds the text index of a column, if it is not there, and says how large it is.

@@ -75,6 +75,20 @@ impl Snapshot {
         (self.estimate_rows(), exact)
     }
 
+    /// True when both are made of the same parts.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        let dataset = match (&self.dataset, &other.dataset) {
+            (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+            (None, None) => true,
+            _ => false,
+        };
+        let (batches, dead) = (self.batches.iter().zip(&other.batches), self.dead.iter().zip(&other.dead));
+        dataset
+            && (self.batches.len(), self.dead.len()) == (other.batches.len(), other.dead.len())
+            && batches.into_iter().all(|(a, b)| Arc::ptr_eq(a, b))
+            && dead.into_iter().all(|(a, b)| Arc::ptr_eq(a, b))
+    }
+
     fn estimate_rows(&self) -> usize {
         let stored: usize = self
             .dataset

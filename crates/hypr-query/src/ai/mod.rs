@@ -23,6 +23,7 @@ mod function;
 mod hoist;
 mod node;
 mod options;
+mod patience;
 mod planner;
 mod relation;
 mod text;
@@ -39,6 +40,7 @@ use datafusion::physical_planner::ExtensionPlanner;
 use hypr_inference::api::Inference;
 
 use function::{AiFunction, AiUdf};
+pub(crate) use patience::patiently;
 
 /// Bounds of AI calls in one statement.
 #[derive(Clone, Debug)]

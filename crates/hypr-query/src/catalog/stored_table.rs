@@ -49,6 +49,11 @@ impl StoredTable {
         (!self.with_row_id && !self.table.is_inside_transaction()).then(|| Arc::clone(&self.table))
     }
 
+    /// The table.
+    pub(crate) fn table(&self) -> Arc<Table> {
+        Arc::clone(&self.table)
+    }
+
     /// The same table with [`ROW_ID_COLUMN`] as its last column: what `UPDATE` and `DELETE` plan against.
     pub(crate) fn with_row_id(table: Arc<Table>) -> Self {
         let mut provider = Self::new(table);

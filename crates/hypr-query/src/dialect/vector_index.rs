@@ -93,6 +93,6 @@ fn refuse_unsupported(ast: &CreateIndex) -> Result<()> {
     match &ast.using {
         None => Ok(()),
         Some(IndexType::Custom(method)) if method.value.eq_ignore_ascii_case("hnsw") => Ok(()),
-        Some(other) => Err(Error::unsupported(format!("an index by {other} is not available; there is HNSW"))),
+        Some(other) => Err(Error::unsupported(format!("an index by {other} is not available; there are HNSW and FTS"))),
     }
 }

@@ -1,10 +1,10 @@
-//! Runs `CREATE INDEX` and `DROP INDEX`.
+//! Runs `CREATE INDEX .. USING HNSW`.
 
 use hypr_common::Result;
 use hypr_storage::ann::VectorIndexDefinition;
 
 use crate::dialect::vector_index::CreateVectorIndex;
-use crate::{Outcome, Session, TableRef};
+use crate::{Outcome, Session};
 
 /// Declares an index; it is built in the background, and searches compare every row until it is there.
 pub(crate) async fn create_index(session: &Session, create: &CreateVectorIndex) -> Result<Outcome> {
@@ -18,13 +18,5 @@ pub(crate) async fn create_index(session: &Session, create: &CreateVectorIndex) 
         params: create.params,
     };
     session.engine().database().create_vector_index(definition, create.if_not_exists).await?;
-    Ok(Outcome::Affected(0))
-}
-
-/// Drops indexes, in order.
-pub(crate) async fn drop_indexes(session: &Session, indexes: &[TableRef], if_exists: bool) -> Result<Outcome> {
-    for index in indexes {
-        session.engine().database().drop_vector_index(index.schema_name(), &index.name, if_exists).await?;
-    }
     Ok(Outcome::Affected(0))
 }

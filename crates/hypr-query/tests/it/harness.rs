@@ -1,5 +1,6 @@
 //! A database in a temporary directory and a session on it.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
@@ -15,7 +16,7 @@ use tempfile::TempDir;
 
 /// An open database; its directory goes when it is dropped.
 pub struct Fixture {
-    _dir: TempDir,
+    _dir: Option<TempDir>,
     pub database: Database,
     pub session: Session,
 }
@@ -27,12 +28,23 @@ impl Fixture {
 
     pub async fn with_options(options: QueryOptions) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let database = Database::open(dir.path(), StorageOptions::default()).await.unwrap();
+        let mut fixture = Self::open(dir.path(), options).await;
+        fixture._dir = Some(dir);
+        fixture
+    }
+
+    /// On a directory that stays.
+    pub async fn at(dir: &Path) -> Self {
+        Self::open(dir, QueryOptions::default()).await
+    }
+
+    async fn open(dir: &Path, options: QueryOptions) -> Self {
+        let database = Database::open(dir, StorageOptions::default()).await.unwrap();
         let (inference, service) = engine(database.models(), EngineOptions { threads: 1, ..EngineOptions::default() });
         std::thread::spawn(move || service.run());
         let engine = QueryEngine::new(database.clone(), Arc::new(inference), options).unwrap();
         let session = engine.session(Principal::anonymous_local());
-        Self { _dir: dir, database, session }
+        Self { _dir: None, database, session }
     }
 
     pub async fn run(&self, sql: &str) -> Result<Outcome> {

@@ -10,6 +10,7 @@ mod limits;
 mod models;
 mod nearest;
 mod prepared;
+mod search;
 mod series;
 mod slt;
 mod tiny;

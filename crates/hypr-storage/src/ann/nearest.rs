@@ -69,6 +69,11 @@ impl Table {
         PinnedTable { shared: Arc::clone(&self.shared), snapshot: self.shared.snapshot(), limits: self.limits.index }
     }
 
+    /// The table as it was at `snapshot`.
+    pub(crate) fn pin_at(&self, snapshot: Arc<Snapshot>) -> PinnedTable {
+        PinnedTable { shared: Arc::clone(&self.shared), snapshot, limits: self.limits.index }
+    }
+
     /// The nearest rows as of now; see [`PinnedTable::nearest`].
     ///
     /// # Errors

@@ -20,10 +20,11 @@ use parking_lot::{RwLock, RwLockReadGuard, RwLockUpgradableReadGuard, RwLockWrit
 use super::analyzer::{Analyzer, TextOptions};
 use super::index::{Bitmap, TextIndex};
 use super::query::Query;
-use super::{TextMatches, query, score};
+use super::{Matches, query, score};
 use crate::row_feed::{Pending, RowChange, Subscription};
 use crate::scan::{self, ScanRequest};
 use crate::table::TableShared;
+use crate::tail::Snapshot;
 
 /// The index of one column of one table.
 #[derive(Debug)]
@@ -79,7 +80,7 @@ impl TextCache {
         text: &str,
         limit: usize,
         allowed: Option<Vec<u64>>,
-    ) -> Result<TextMatches> {
+    ) -> Result<Matches> {
         let query = Arc::new(query::parse(text, &mut Analyzer::new(&self.options)?)?);
         let allowed = allowed.map(Arc::new);
         loop {
@@ -94,14 +95,8 @@ impl TextCache {
     }
 
     /// `None` when changes were lost since the index was built.
-    fn search_now(
-        &self,
-        table: &TableShared,
-        query: &Query,
-        limit: usize,
-        allowed: Option<&[u64]>,
-    ) -> Option<TextMatches> {
-        let state = self.current(table)?;
+    fn search_now(&self, table: &TableShared, query: &Query, limit: usize, allowed: Option<&[u64]>) -> Option<Matches> {
+        let (state, snapshot) = self.current(table)?;
         let index = &state.index;
         let allowed = allowed.map(|rows| {
             let mut set = Bitmap::default();
@@ -109,31 +104,35 @@ impl TextCache {
             set
         });
         let best = score::search(index, query, limit, allowed.as_ref());
-        Some(TextMatches {
+        Some(Matches {
             row_ids: best.iter().map(|scored| index.row(scored.document)).collect(),
             scores: best.iter().map(|scored| scored.score as f32).collect(),
+            snapshot,
         })
     }
 
-    /// The index with every commit so far in it.
-    fn current(&self, table: &TableShared) -> Option<RwLockReadGuard<'_, State>> {
+    /// The index with exactly the commits of the snapshot in it.
+    fn current(&self, table: &TableShared) -> Option<(RwLockReadGuard<'_, State>, Arc<Snapshot>)> {
         let state = self.state.upgradable_read();
         if !state.complete {
             return None;
         }
-        let pending = {
-            let _tail = table.tail.lock();
-            self.subscription.take()
+        let (snapshot, pending) = {
+            let tail = table.tail.lock();
+            (tail.snapshot(&table.dir), self.subscription.take())
         };
+        // What is known about the published one need not be found out again.
+        let published = table.snapshot();
+        let snapshot = if published.is_same(&snapshot) { published } else { Arc::new(snapshot) };
         if pending.lost {
             return None;
         }
         if pending.changes.is_empty() {
-            return Some(RwLockUpgradableReadGuard::downgrade(state));
+            return Some((RwLockUpgradableReadGuard::downgrade(state), snapshot));
         }
         let mut state = RwLockUpgradableReadGuard::upgrade(state);
         state.apply(pending);
-        Some(RwLockWriteGuard::downgrade(state))
+        Some((RwLockWriteGuard::downgrade(state), snapshot))
     }
 
     /// Builds the index, or compares it with the rows, unless it follows the commits already.
@@ -190,7 +189,7 @@ impl TextCache {
 
     /// Enters what was committed, and drops deleted rows when there are many.
     fn keep(&self, table: &TableShared) {
-        if let Some(state) = self.current(table)
+        if let Some((state, _)) = self.current(table)
             && state.index.is_sparse()
         {
             drop(state);

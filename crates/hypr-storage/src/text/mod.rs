@@ -25,7 +25,9 @@ use parking_lot::Mutex;
 
 pub use analyzer::TextOptions;
 
+use crate::ann::PinnedTable;
 use crate::table::TableShared;
+use crate::tail::Snapshot;
 use cache::TextCache;
 
 /// A search in one column.
@@ -50,6 +52,16 @@ pub struct TextMatches {
     pub row_ids: Vec<u64>,
     /// The BM25 score of each, positive.
     pub scores: Vec<f32>,
+    /// The state of the table in which they were found.
+    pub pinned: PinnedTable,
+}
+
+/// [`TextMatches`] before the table is pinned.
+#[derive(Debug)]
+pub(crate) struct Matches {
+    pub(crate) row_ids: Vec<u64>,
+    pub(crate) scores: Vec<f32>,
+    pub(crate) snapshot: Arc<Snapshot>,
 }
 
 /// The indexes of one table, by column.
@@ -79,7 +91,7 @@ pub struct TextIndexSize {
     pub bytes: usize,
 }
 
-pub(crate) async fn search(table: &Arc<TableShared>, request: TextSearch) -> Result<TextMatches> {
+pub(crate) async fn search(table: &Arc<TableShared>, request: TextSearch) -> Result<Matches> {
     check_column(table, &request.column)?;
     let cache = table.text.get(table, &request.column, &request.options)?;
     cache.search(table, &request.query, request.limit, request.allowed).await

@@ -2,7 +2,6 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::time::Duration;
 
 use arrow_array::ArrayRef;
 use arrow_array::builder::{FixedSizeListBuilder, Float32Builder, StringBuilder};
@@ -10,12 +9,12 @@ use arrow_schema::{DataType, Field};
 use datafusion::common::{Result, internal_err};
 use futures::FutureExt;
 use futures::future::{BoxFuture, Shared};
-use hypr_common::{Error, ErrorKind};
+use hypr_common::Error;
 use hypr_inference::api::{EmbedRequest, GenerateRequest, Inference};
 
 use super::CallMetrics;
 use super::request::{Ask, Request};
-use crate::ai::AiOptions;
+use crate::ai::{AiOptions, patiently};
 
 /// What the engine says to one request.
 #[derive(Clone, Debug)]
@@ -103,25 +102,13 @@ impl Caller {
         answer.boxed().shared()
     }
 
-    /// Offers a request again while the engine's queue is full, at growing intervals, for a bounded time.
+    /// Offers a request again while the engine's queue is full.
     async fn patiently<T>(
         &self,
         offer: impl Fn() -> BoxFuture<'static, hypr_common::Result<T>>,
     ) -> Result<T, Arc<Error>> {
-        const LONGEST: Duration = Duration::from_millis(500);
-        let mut wait = Duration::from_millis(2);
-        let mut waited = Duration::ZERO;
-        loop {
-            match offer().await {
-                Err(error) if error.kind() == ErrorKind::Busy && waited < self.options.busy_timeout => {
-                    self.metrics.busy_retries.add(1);
-                    tokio::time::sleep(wait).await;
-                    waited += wait;
-                    wait = (wait * 2).min(LONGEST);
-                }
-                other => return other.map_err(Arc::new),
-            }
-        }
+        let retried = || self.metrics.busy_retries.add(1);
+        patiently(self.options.busy_timeout, offer, retried).await.map_err(Arc::new)
     }
 }
 
