@@ -13,9 +13,13 @@ use hypr_query::{Outcome, QueryEngine, QueryOptions, Session};
 use hypr_storage::{Database, StorageOptions};
 use tempfile::TempDir;
 
+/// What scripts and pages call the directory that `COPY` may use.
+const FILES: &str = "/srv/files";
+
 /// An open database; its directory goes when it is dropped.
 pub struct Fixture {
     _dir: TempDir,
+    files: TempDir,
     pub database: Database,
     pub session: Session,
 }
@@ -26,17 +30,21 @@ impl Fixture {
     }
 
     pub async fn with_options(options: QueryOptions) -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        let (dir, files) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let mut options = options;
+        options.copy.allowed.push(files.path().to_str().unwrap().to_owned());
         let database = Database::open(dir.path(), StorageOptions::default()).await.unwrap();
         let (inference, service) = engine(database.models(), EngineOptions { threads: 1, ..EngineOptions::default() });
         std::thread::spawn(move || service.run());
         let engine = QueryEngine::new(database.clone(), Arc::new(inference), options).unwrap();
         let session = engine.session(Principal::anonymous_local());
-        Self { _dir: dir, database, session }
+        Self { _dir: dir, files, database, session }
     }
 
     pub async fn run(&self, sql: &str) -> Result<Outcome> {
-        self.session.execute(sql).await
+        let files = self.files.path().to_str().unwrap();
+        let done = self.session.execute(&sql.replace(FILES, files)).await;
+        done.map_err(|error| Error::new(error.kind(), error.message().replace(files, FILES)))
     }
 
     pub async fn affected(&self, sql: &str) -> u64 {
