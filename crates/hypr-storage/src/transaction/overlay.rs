@@ -250,7 +250,8 @@ fn number(table: &TableShared, batches: &[RecordBatch], mut next: u64) -> Result
     for batch in batches {
         let rows = table.number_rows(batch, next)?;
         next += batch.num_rows() as u64;
-        numbered.push(TailBatch { bytes: rows.get_array_memory_size(), rows });
+        let bytes = rows.get_array_memory_size();
+        numbered.push(TailBatch::new(rows, bytes));
     }
     Ok(numbered)
 }
