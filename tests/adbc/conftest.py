@@ -79,8 +79,8 @@ def start(data_dir):
     """Starts servers on the test's directory; whatever still runs at the end is killed."""
     servers = []
 
-    def start_one(directory=data_dir):
-        server = Server(directory)
+    def start_one(directory=data_dir, env=None):
+        server = Server(directory, env)
         servers.append(server)
         return server
 

@@ -254,7 +254,7 @@ def test_get_table_types_and_info(catalog):
         ("SELEC 1", adbc_driver_manager.ProgrammingError, "line 1"),
         ("SELECT * FROM nowhere", adbc_driver_manager.ProgrammingError, "nowhere"),
         ("SELECT titel FROM shelf", adbc_driver_manager.ProgrammingError, "title"),
-        ("INSERT INTO shelf VALUES (1, 1, NULL, NULL)", adbc_driver_manager.Error, "(?i)null"),
+        ("INSERT INTO shelf VALUES (1, 1, NULL, NULL)", adbc_driver_manager.Error, "title.*NOT NULL"),
         ("INSERT INTO shelf VALUES (1, 1, 'a', [1.0, 2.0])", adbc_driver_manager.Error, "3"),
     ],
 )

@@ -17,12 +17,14 @@ use hypr_inference::api::Inference;
 use hypr_storage::Database;
 
 use crate::catalog::Catalog;
+use crate::copy::CopyAccess;
 use crate::dialect::operators::JsonOperators;
 use crate::dialect::types::HyprTypePlanner;
 use crate::extensions::HyprQueryPlanner;
+use crate::limits::{Enforced, Limits};
 use crate::{
     AiOptions, CATALOG, DEFAULT_SCHEMA, Session, TableInfo, ai, error, functions, models, search, series,
-    sql_functions, vector_search,
+    sql_functions, vector_search, versions,
 };
 
 /// How many of the largest memory consumers an out-of-memory error names.
@@ -44,6 +46,10 @@ pub struct QueryOptions {
     pub batch_rows: usize,
     /// Bounds of AI calls.
     pub ai: AiOptions,
+    /// Files and buckets that `COPY` may use.
+    pub copy: CopyAccess,
+    /// Bounds of one statement.
+    pub limits: Limits,
 }
 
 impl Default for QueryOptions {
@@ -55,6 +61,8 @@ impl Default for QueryOptions {
             target_partitions: std::thread::available_parallelism().map_or(1, usize::from),
             batch_rows: 8192,
             ai: AiOptions::default(),
+            copy: CopyAccess::default(),
+            limits: Limits::default(),
         }
     }
 }
@@ -65,6 +73,8 @@ pub struct QueryEngine {
     inference: Arc<dyn Inference>,
     catalog: Catalog,
     state: SessionState,
+    copy: CopyAccess,
+    statement_bytes: usize,
 }
 
 impl fmt::Debug for QueryEngine {
@@ -81,7 +91,15 @@ impl QueryEngine {
     pub fn new(database: Database, inference: Arc<dyn Inference>, options: QueryOptions) -> Result<Arc<Self>> {
         let catalog = Catalog::new(database.clone());
         let state = session_state(&catalog, &inference, &options)?;
-        Ok(Arc::new(Self { database, inference, catalog, state }))
+        let copy = CopyAccess { protected: Some(database.dir().to_owned()), ..options.copy };
+        Ok(Arc::new(Self {
+            database,
+            inference,
+            catalog,
+            state,
+            copy,
+            statement_bytes: options.limits.statement_bytes,
+        }))
     }
 
     /// A session that acts as `principal`.
@@ -122,6 +140,15 @@ impl QueryEngine {
         names
     }
 
+    /// The longest text of a statement, in bytes.
+    pub(crate) fn statement_bytes(&self) -> usize {
+        self.statement_bytes
+    }
+
+    pub(crate) fn copy_access(&self) -> &CopyAccess {
+        &self.copy
+    }
+
     pub(crate) fn catalog(&self) -> &Catalog {
         &self.catalog
     }
@@ -146,6 +173,8 @@ fn session_state(catalog: &Catalog, inference: &Arc<dyn Inference>, options: &Qu
     let builder = ai::install(builder, Arc::clone(inference), options.ai.clone());
     let mut state = search::install(vector_search::install(builder), catalog).build();
     datafusion_functions_json::register_all(&mut state).map_err(error::from_datafusion)?;
+    let table_versions = Arc::new(versions::TableVersions::new(catalog.clone()));
+    state.register_udtf(versions::TableVersions::NAME, table_versions);
     let source: Arc<dyn ModelSource> = catalog.database().models();
     for function in functions::all().into_iter().chain(models::functions(&source)) {
         state.register_udf(function).map_err(error::from_datafusion)?;
@@ -161,7 +190,8 @@ fn config(options: &QueryOptions) -> SessionConfig {
         .with_batch_size(options.batch_rows.max(1))
         .with_information_schema(true)
         .with_default_catalog_and_schema(CATALOG, DEFAULT_SCHEMA)
-        .with_create_default_catalog_and_schema(false);
+        .with_create_default_catalog_and_schema(false)
+        .with_extension(Arc::new(Enforced::new(options.limits.clone())));
     let settings = config.options_mut();
     settings.sql_parser.map_string_types_to_utf8view = false;
     settings.sql_parser.collect_spans = true;

@@ -26,7 +26,7 @@ use crate::catalog::{Catalog, StoredTable};
 use crate::dialect::Names;
 use crate::dialect::types::HyprTypePlanner;
 use crate::sql_functions::{self, Templates};
-use crate::{CATALOG, DEFAULT_SCHEMA, TableRef, error};
+use crate::{CATALOG, DEFAULT_SCHEMA, TableRef, error, versions};
 
 /// What names mean in one statement beside the catalog.
 #[derive(Default)]
@@ -135,6 +135,11 @@ impl Planner<'_> {
     }
 
     async fn source(&self, reference: &TableReference) -> Result<Option<Arc<dyn TableSource>>> {
+        if let Some((name, at)) = versions::name::decode(reference.table()) {
+            let table = TableRef { name: name.to_owned(), ..table_ref(reference) };
+            let provider = Box::pin(versions::provider(self.state, self.catalog, &table, &at)).await?;
+            return Ok(Some(provider_as_source(provider)));
+        }
         let Ok(schema) = self.state.schema_for_ref(reference.clone()) else {
             return Ok(None);
         };
@@ -246,11 +251,11 @@ impl ContextProvider for Context<'_> {
         if let Some(template) = self.templates.get(&name) {
             return Ok(provider_as_source(Arc::new(ViewTable::new(template.rows(&args)?, None))));
         }
-        let function = self
-            .state
-            .table_functions()
-            .get(&name)
-            .ok_or_else(|| plan_datafusion_err!("table function \"{name}\" does not exist"))?;
+        let function = self.state.table_functions().get(&name).ok_or_else(|| {
+            let known = self.state.table_functions().keys().map(String::as_str);
+            let hint = error::suggest(&name, known).map_or_else(String::new, |c| format!("; did you mean \"{c}\"?"));
+            plan_datafusion_err!("table function \"{name}\" does not exist{hint}")
+        })?;
         let context = SimplifyContext::builder()
             .with_config_options(Arc::clone(self.state.config_options()))
             .with_query_execution_start_time(self.state.execution_props().query_execution_start_time)

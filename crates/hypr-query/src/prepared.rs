@@ -11,13 +11,16 @@ use datafusion::sql::parser::Statement;
 use datafusion::sql::sqlparser::ast::{ObjectName, ObjectType, Statement as Sql, TableFactor, TableWithJoins};
 use hypr_common::{Error, Result};
 
+use crate::copy::CopyStatement;
 use crate::dialect::ddl::{self, CreateTable};
+use crate::dialect::procedure::Procedure;
 use crate::dialect::vector_index::CreateVectorIndex;
 use crate::dml::Change;
 use crate::index_ddl::CreateTextIndex;
 use crate::series::statement::SeriesStatement;
 use crate::sql_functions::CreateFunction;
 use crate::transaction::Control;
+use crate::versions::VersionStatement;
 use crate::{DEFAULT_SCHEMA, StatementKind, TableRef, error, functions};
 
 /// A parsed statement, what it does and what it takes.
@@ -43,6 +46,8 @@ pub(crate) enum Action {
     CreateTextIndex(Box<CreateTextIndex>),
     DropIndex { indexes: Vec<TableRef>, if_exists: bool },
     Control(Control),
+    Version(Box<VersionStatement>),
+    Copy(Box<CopyStatement>),
 }
 
 impl Action {
@@ -88,14 +93,29 @@ impl Action {
             Sql::Drop { names, if_exists, .. } => {
                 Self::DropTable { tables: names.iter().map(qualified).collect::<Result<_>>()?, if_exists: *if_exists }
             }
-            _ => Self::Query,
+            sql => match Procedure::of(sql) {
+                Some(procedure) => Self::of_procedure(procedure)?,
+                None => Self::Query,
+            },
         })
+    }
+
+    fn of_procedure(procedure: Procedure) -> Result<Self> {
+        if let Some(statement) = VersionStatement::of(&procedure)? {
+            return Ok(Self::Version(Box::new(statement)));
+        }
+        match CopyStatement::of(&procedure)? {
+            Some(statement) => Ok(Self::Copy(Box::new(statement))),
+            None => Err(Error::unsupported("CALL is not available")),
+        }
     }
 
     pub(crate) fn kind(&self) -> StatementKind {
         match self {
             Action::Query => StatementKind::Query,
             Action::Change(change) => change.kind(),
+            Action::Version(statement) => statement.kind(),
+            Action::Copy(_) => StatementKind::Update,
             Action::CreateTable(create) if create.query.is_some() => StatementKind::Update,
             Action::CreateTable(_)
             | Action::DropTable { .. }

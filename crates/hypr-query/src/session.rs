@@ -9,7 +9,6 @@ use arrow_schema::{Schema, SchemaRef};
 use datafusion::execution::{FunctionRegistry, SendableRecordBatchStream, SessionState};
 use datafusion::logical_expr::LogicalPlan;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
-use datafusion::physical_plan::{collect, execute_stream};
 use datafusion::sql::parser::Statement;
 use futures::{StreamExt, stream};
 use hypr_common::principal::Principal;
@@ -21,7 +20,10 @@ use crate::partitions;
 use crate::planner::{Overlay, Planner};
 use crate::prepared::{self, Action, PreparedPlan};
 use crate::transaction::{OpenStatement, Scope, check_inside};
-use crate::{DEFAULT_SCHEMA, Outcome, Prepared, QueryEngine, dialect, error, functions, ingest, shape, sql_functions};
+use crate::{
+    DEFAULT_SCHEMA, Outcome, Prepared, QueryEngine, copy, dialect, error, functions, ingest, limits, shape,
+    sql_functions, versions,
+};
 
 /// What one client runs statements with. Cheap to clone; clones share an open transaction, and statements of one
 /// session may run at once.
@@ -92,6 +94,8 @@ impl Session {
             | Action::CreateFunction(_)
             | Action::DropFunction { .. }
             | Action::Series(_)
+            | Action::Version(_)
+            | Action::Copy(_)
             | Action::Control(_) => {}
             Action::CreateIndex(_) | Action::CreateTextIndex(_) | Action::DropIndex { .. } => {}
         }
@@ -186,6 +190,8 @@ impl Session {
             Action::DropFunction { names, if_exists } => sql_functions::drop_functions(self, names, *if_exists).await,
             Action::Series(statement) => statement.run(self).await,
             Action::Control(control) => self.control(control).await,
+            Action::Version(statement) => Box::pin(versions::run(self, statement)).await,
+            Action::Copy(statement) => Box::pin(copy::run(self, statement)).await,
         }
     }
 
@@ -197,7 +203,7 @@ impl Session {
             let schema = shape::result_schema(&state, &logical)?;
             streams.push(match &logical {
                 LogicalPlan::DescribeTable(describe) => described(&describe.schema, &schema)?,
-                _ => shape::conform(start(&state, &logical).await?, schema),
+                _ => limits::result(&state, shape::conform(start(&state, &logical).await?, schema)),
             });
         }
         let Some(first) = streams.first() else {
@@ -243,7 +249,7 @@ impl Session {
     /// Runs a plan to its end.
     pub(crate) async fn collect(&self, state: &SessionState, plan: &LogicalPlan) -> Result<Vec<RecordBatch>> {
         let physical = state.create_physical_plan(plan).await.map_err(error::from_datafusion)?;
-        collect(physical, state.task_ctx()).await.map_err(error::from_datafusion)
+        limits::collect(state, physical).await
     }
 
     /// The state of one statement: it fixes what `now()` is.
@@ -263,6 +269,10 @@ impl Session {
 }
 
 impl dialect::Names for Session {
+    fn statement_bytes(&self) -> usize {
+        self.engine.statement_bytes()
+    }
+
     fn is_table(&self, name: &str) -> bool {
         self.catalog().stored(&crate::TableRef::bare(name)).is_ok()
             || self.catalog().model_table(crate::DEFAULT_SCHEMA, name).is_some()
@@ -282,7 +292,7 @@ fn no_parameters() -> RecordBatch {
 
 pub(crate) async fn start(state: &SessionState, plan: &LogicalPlan) -> Result<SendableRecordBatchStream> {
     let physical = state.create_physical_plan(plan).await.map_err(error::from_datafusion)?;
-    execute_stream(physical, state.task_ctx()).map_err(error::from_datafusion)
+    limits::start(state, physical)
 }
 
 /// `EXPLAIN` of a change of rows explains the query that finds them; the change itself is no plan.

@@ -18,6 +18,7 @@ use arrow_schema::SchemaRef;
 use futures::stream::{self, BoxStream};
 use futures::{StreamExt, TryStreamExt};
 use hypr_common::{Error, ErrorKind, Result};
+use hypr_query::{IngestMode, TableRef};
 use prost::Message;
 use tonic::Request;
 use tonic::metadata::MetadataMap;
@@ -79,6 +80,16 @@ impl Client {
         Ok(client)
     }
 
+    /// As [`Client::connect`], to a server that serves only those who send `token`.
+    ///
+    /// # Errors
+    /// As for [`Client::connect`].
+    pub async fn connect_with_token(url: &str, token: &str) -> Result<Self> {
+        let mut client = Self::connect(url).await?;
+        client.flight.set_header(crate::http::TOKEN_HEADER, token);
+        Ok(client)
+    }
+
     /// Gets a cookie, so that the first statement may be `BEGIN`.
     async fn begin_session(&mut self) -> Result<()> {
         let shaken = self.flight.inner_mut().handshake(stream::empty()).await.map_err(from_status)?;
@@ -124,12 +135,32 @@ impl Client {
     /// # Errors
     /// The server's error. The store commits every 64 MiB, so what was committed before it stays.
     pub async fn append(&mut self, table: &str, batches: BoxStream<'static, Result<RecordBatch>>) -> Result<i64> {
+        self.ingest(&TableRef::bare(table), IngestMode::CreateAppend, batches).await
+    }
+
+    /// Streams `batches` into `table` by the rules of `mode`. Returns the rows stored.
+    ///
+    /// # Errors
+    /// As for [`Client::append`], and what `mode` forbids.
+    pub async fn ingest(
+        &mut self,
+        table: &TableRef,
+        mode: IngestMode,
+        batches: BoxStream<'static, Result<RecordBatch>>,
+    ) -> Result<i64> {
+        let (missing, existing) = match mode {
+            IngestMode::Create => (TableNotExistOption::Create, TableExistsOption::Fail),
+            IngestMode::Append => (TableNotExistOption::Fail, TableExistsOption::Append),
+            IngestMode::CreateAppend => (TableNotExistOption::Create, TableExistsOption::Append),
+            IngestMode::Replace => (TableNotExistOption::Create, TableExistsOption::Replace),
+        };
         let command = CommandStatementIngest {
             table_definition_options: Some(TableDefinitionOptions {
-                if_not_exist: TableNotExistOption::Create.into(),
-                if_exists: TableExistsOption::Append.into(),
+                if_not_exist: missing.into(),
+                if_exists: existing.into(),
             }),
-            table: table.to_owned(),
+            schema: table.schema.clone(),
+            table: table.name.clone(),
             ..Default::default()
         };
         let stream = batches.map_err(|error| FlightError::ExternalError(Box::new(error)));

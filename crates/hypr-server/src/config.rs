@@ -13,7 +13,8 @@ use std::path::{Path, PathBuf};
 use config::builder::DefaultState;
 use config::{ConfigBuilder, File, FileFormat, ValueKind};
 use hypr_common::{Error, Result};
-use serde::Deserialize;
+use hypr_tensor::kernels::Level;
+use serde::{Deserialize, Deserializer};
 
 /// What the names of all environment variables begin with.
 pub const ENV_PREFIX: &str = "HYPRSTREAM_";
@@ -32,13 +33,23 @@ pub const KEYS: &[&str] = &[
     "storage.flush_mb",
     "storage.flush_interval_ms",
     "storage.transaction_mb",
+    "storage.version_retention_s",
     "model.base_model",
     "model.embedding_model",
     "engine.threads",
     "engine.max_sequences",
     "engine.queue_depth",
     "engine.max_context_tokens",
+    "engine.cpu_level",
     "query.memory_limit_mb",
+    "query.process_memory_limit_mb",
+    "query.temp_dir",
+    "query.temp_limit_mb",
+    "query.max_statement_kb",
+    "query.max_result_rows",
+    "query.max_result_mb",
+    "query.statement_timeout_ms",
+    "copy.allowed_paths",
 ];
 
 /// Everything a server needs to know before it starts.
@@ -55,6 +66,11 @@ pub struct Config {
     pub engine: EngineSection,
     /// Limits of one server's queries together.
     pub query: QuerySection,
+    /// What `COPY` may reach.
+    pub copy: CopySection,
+    /// What a client must send to be served; for a server inside a command, which serves nobody else. No key sets it.
+    #[serde(skip)]
+    pub access_token: Option<String>,
 }
 
 /// `[server]`.
@@ -105,6 +121,8 @@ pub struct StorageSection {
     pub flush_interval_ms: Option<u64>,
     /// MiB of uncommitted rows that all open transactions may hold together.
     pub transaction_mb: Option<usize>,
+    /// Seconds that superseded versions of tables stay.
+    pub version_retention_s: Option<u64>,
 }
 
 impl Default for StorageSection {
@@ -115,6 +133,7 @@ impl Default for StorageSection {
             flush_mb: None,
             flush_interval_ms: None,
             transaction_mb: None,
+            version_retention_s: None,
         }
     }
 }
@@ -141,6 +160,8 @@ pub struct EngineSection {
     pub queue_depth: Option<usize>,
     /// Longest context, in tokens, whatever a model allows.
     pub max_context_tokens: Option<usize>,
+    /// The instruction set that kernels use: `portable`, `avx2` or `avx512`; by default the best of this processor.
+    pub cpu_level: Option<String>,
 }
 
 /// `[query]`.
@@ -149,6 +170,45 @@ pub struct EngineSection {
 pub struct QuerySection {
     /// MiB that sorts, joins and aggregates of all queries may hold together before they spill to disk.
     pub memory_limit_mb: Option<usize>,
+    /// MiB that the whole process may hold before queries are refused; whatever holds them.
+    pub process_memory_limit_mb: Option<usize>,
+    /// Where queries spill.
+    pub temp_dir: Option<PathBuf>,
+    /// MiB that all queries may have spilled at once.
+    pub temp_limit_mb: Option<u64>,
+    /// KiB of the text of one statement.
+    pub max_statement_kb: Option<usize>,
+    /// Rows of one result.
+    pub max_result_rows: Option<u64>,
+    /// MiB of one result.
+    pub max_result_mb: Option<usize>,
+    /// Milliseconds that one statement may run.
+    pub statement_timeout_ms: Option<u64>,
+}
+
+/// `[copy]`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CopySection {
+    /// Directories and prefixes of object stores that `COPY` may read and write; none by default.
+    #[serde(deserialize_with = "list")]
+    pub allowed_paths: Vec<String>,
+}
+
+/// A list, or a text with commas: a variable holds only text.
+fn list<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Vec<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum List {
+        Text(String),
+        Items(Vec<String>),
+    }
+    Ok(match List::deserialize(deserializer)? {
+        List::Items(items) => items,
+        List::Text(text) => {
+            text.split(',').map(|item| item.trim().to_owned()).filter(|item| !item.is_empty()).collect()
+        }
+    })
 }
 
 impl Config {
@@ -195,17 +255,40 @@ impl Config {
             ("engine.queue_depth", self.engine.queue_depth),
             ("engine.max_context_tokens", self.engine.max_context_tokens),
             ("query.memory_limit_mb", self.query.memory_limit_mb),
+            ("query.process_memory_limit_mb", self.query.process_memory_limit_mb),
+            ("query.max_statement_kb", self.query.max_statement_kb),
+            ("query.max_result_mb", self.query.max_result_mb),
         ];
         for (key, value) in at_least_one {
             if value == Some(0) {
                 return Err(Error::invalid(format!("`{key}` is 0 and must be at least 1")));
             }
         }
+        if let Some(level) = &self.engine.cpu_level {
+            level_of(level)?;
+        }
         if self.storage.data_dir.as_os_str().is_empty() {
             return Err(Error::invalid("`storage.data_dir` is empty; name the directory that holds the data"));
         }
         Ok(self)
     }
+}
+
+/// The kernel level called `name`.
+///
+/// # Errors
+/// `InvalidInput` for an unknown one, and for one that this processor does not have.
+pub(crate) fn level_of(name: &str) -> Result<Level> {
+    let level = match name.to_lowercase().as_str() {
+        "portable" => Level::Portable,
+        "avx2" => Level::Avx2,
+        "avx512" => Level::Avx512,
+        _ => return Err(Error::invalid(format!("`engine.cpu_level` is `{name}`; use portable, avx2 or avx512"))),
+    };
+    if level.is_supported() {
+        return Ok(level);
+    }
+    Err(Error::invalid(format!("`engine.cpu_level` is `{name}`, which this processor does not have")))
 }
 
 /// The overrides that `--listen HOST:PORT` stands for. IPv6 addresses are written `[::1]:8080`.

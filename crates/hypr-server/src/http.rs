@@ -37,6 +37,29 @@ pub(crate) fn multiplex(grpc: tonic::service::Routes, ready: Ready) -> Router {
     routes(ready).merge(grpc).fallback(not_found)
 }
 
+/// The header in which a client sends [`crate::Config::access_token`].
+pub(crate) const TOKEN_HEADER: &str = "x-hyprstream-token";
+
+/// `app` for those only who send `token`, if there is one.
+pub(crate) fn guarded(app: Router, token: Option<String>) -> Router {
+    let Some(token) = token else { return app };
+    let token: Arc<str> = token.into();
+    app.layer(axum::middleware::from_fn(move |request: axum::extract::Request, next: axum::middleware::Next| {
+        let token = Arc::clone(&token);
+        async move {
+            match request.headers().get(TOKEN_HEADER) {
+                Some(sent) if sent.as_bytes() == token.as_bytes() => next.run(request).await,
+                _ if is_grpc(request.headers()) => {
+                    Status::permission_denied("this server is part of a command and serves no one else").into_http()
+                }
+                _ => {
+                    (StatusCode::FORBIDDEN, "this server is part of a command and serves no one else\n").into_response()
+                }
+            }
+        }
+    }))
+}
+
 async fn about() -> &'static str {
     concat!(
         "Hyprstream ",
@@ -114,6 +137,26 @@ mod tests {
         assert_eq!(app.clone().oneshot(ask()).await.unwrap().status(), StatusCode::OK);
         ready.store(false, Ordering::SeqCst);
         assert_eq!(app.oneshot(ask()).await.unwrap().status(), StatusCode::SERVICE_UNAVAILABLE);
+    }
+
+    #[tokio::test]
+    async fn a_server_inside_a_command_serves_only_that_command() {
+        let app = guarded(routes(Ready::new(AtomicBool::new(true))), Some("secret".to_owned()));
+        let ask = |token: Option<&str>, grpc: bool| {
+            let mut request = Request::get("/health");
+            if let Some(token) = token {
+                request = request.header(TOKEN_HEADER, token);
+            }
+            if grpc {
+                request = request.header(header::CONTENT_TYPE, "application/grpc");
+            }
+            request.body(Body::empty()).unwrap()
+        };
+        assert_eq!(app.clone().oneshot(ask(Some("secret"), false)).await.unwrap().status(), StatusCode::OK);
+        for token in [None, Some("wrong"), Some("")] {
+            assert_eq!(app.clone().oneshot(ask(token, false)).await.unwrap().status(), StatusCode::FORBIDDEN);
+            assert_eq!(app.clone().oneshot(ask(token, true)).await.unwrap().headers()["grpc-status"], "7");
+        }
     }
 
     #[tokio::test]

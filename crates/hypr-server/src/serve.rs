@@ -16,7 +16,7 @@ use tokio::net::TcpListener;
 use tonic::service::Routes;
 use tonic_health::server::HealthReporter;
 
-use crate::config::Config;
+use crate::config::{Config, level_of};
 use crate::flight::{FlightOptions, HyprFlight, HyprFlightSql};
 use crate::http::{self, Ready};
 use crate::listener::{self, Limits};
@@ -45,7 +45,7 @@ pub async fn serve(
     let (engine, engine_thread) = start_engine(&database, &config)?;
     let queries = QueryEngine::new(database.clone(), Arc::new(engine.clone()), query_options(&config))?;
     let series = hypr_query::start_series_service(&queries, hypr_query::SERIES_TICK);
-    let published = server_file::publish(database.dir(), address)?;
+    let published = server_file::publish(database.dir(), address, config.access_token.as_deref())?;
     let ready = Ready::new(AtomicBool::new(true));
     let (app, health) = router(queries, Arc::clone(&ready), &config).await?;
     let limits = Limits {
@@ -96,7 +96,8 @@ async fn router(queries: Arc<QueryEngine>, ready: Ready, config: &Config) -> Res
     let flight = FlightServiceServer::new(HyprFlight::new(HyprFlightSql::new(queries, options)?))
         .max_decoding_message_size(config.server.max_message_mb.saturating_mul(1 << 20))
         .max_encoding_message_size(usize::MAX);
-    Ok((http::multiplex(Routes::new(flight).add_service(health_service), ready), health))
+    let app = http::multiplex(Routes::new(flight).add_service(health_service), ready);
+    Ok((http::guarded(app, config.access_token.clone()), health))
 }
 
 fn start_engine(database: &Database, config: &Config) -> Result<(EngineHandle, JoinHandle<()>)> {
@@ -135,6 +136,9 @@ fn storage_options(config: &Config) -> StorageOptions {
     if let Some(ms) = config.storage.flush_interval_ms {
         options.flush_age = Duration::from_millis(ms);
     }
+    if let Some(seconds) = config.storage.version_retention_s {
+        options.version_retention = Duration::from_secs(seconds);
+    }
     options
 }
 
@@ -157,13 +161,29 @@ fn engine_options(config: &Config) -> EngineOptions {
     if let Some(tokens) = config.engine.max_context_tokens {
         options.max_context_tokens = tokens;
     }
+    options.level = config.engine.cpu_level.as_deref().and_then(|level| level_of(level).ok());
     options
 }
 
 fn query_options(config: &Config) -> QueryOptions {
     let mut options = QueryOptions::default();
-    if let Some(mb) = config.query.memory_limit_mb {
+    let query = &config.query;
+    if let Some(mb) = query.memory_limit_mb {
         options.memory_limit_bytes = mb.saturating_mul(1 << 20);
     }
+    if let Some(mb) = query.process_memory_limit_mb {
+        options.limits.process_memory_bytes = Some(mb.saturating_mul(1 << 20));
+    }
+    options.temp_dir.clone_from(&query.temp_dir);
+    if let Some(mb) = query.temp_limit_mb {
+        options.temp_limit_bytes = mb.saturating_mul(1 << 20);
+    }
+    if let Some(kb) = query.max_statement_kb {
+        options.limits.statement_bytes = kb.saturating_mul(1 << 10);
+    }
+    options.limits.result_rows = query.max_result_rows;
+    options.limits.result_bytes = query.max_result_mb.map(|mb| mb.saturating_mul(1 << 20));
+    options.limits.timeout = query.statement_timeout_ms.map(Duration::from_millis);
+    options.copy.allowed.clone_from(&config.copy.allowed_paths);
     options
 }

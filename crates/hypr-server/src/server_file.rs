@@ -2,7 +2,9 @@
 //! second server can say who is in its way.
 
 use std::fs;
+use std::io::Write;
 use std::net::SocketAddr;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use hypr_common::{Error, Result};
@@ -15,6 +17,9 @@ const FILE_NAME: &str = "server.json";
 pub(crate) struct ServerFile {
     pid: u32,
     url: String,
+    /// What a client must send, if anything; then the file is its owner's alone to read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token: Option<String>,
 }
 
 /// The published file; removed when dropped.
@@ -22,14 +27,17 @@ pub(crate) struct ServerFile {
 pub(crate) struct Published(PathBuf);
 
 /// Writes the file atomically: a reader finds the old one, the new one, or none.
-pub(crate) fn publish(dir: &Path, address: SocketAddr) -> Result<Published> {
+pub(crate) fn publish(dir: &Path, address: SocketAddr, token: Option<&str>) -> Result<Published> {
     let path = dir.join(FILE_NAME);
-    let content = ServerFile { pid: std::process::id(), url: format!("http://{address}") };
+    let content =
+        ServerFile { pid: std::process::id(), url: format!("http://{address}"), token: token.map(str::to_owned) };
     let json = serde_json::to_vec(&content)
         .map_err(|error| Error::internal("server.json cannot be written").with_source(error))?;
     let draft = dir.join(format!("{FILE_NAME}.{}", content.pid));
     let what = format!("cannot write {}", path.display());
-    fs::write(&draft, json).map_err(|error| Error::io(&what, error))?;
+    let mode = if token.is_some() { 0o600 } else { 0o644 };
+    let opened = fs::File::options().create(true).truncate(true).write(true).mode(mode).open(&draft);
+    opened.and_then(|mut file| file.write_all(&json)).map_err(|error| Error::io(&what, error))?;
     fs::rename(&draft, &path).map_err(|error| Error::io(&what, error))?;
     Ok(Published(path))
 }

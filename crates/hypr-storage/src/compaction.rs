@@ -18,7 +18,7 @@ use hypr_common::Result;
 use crate::database::Inner;
 use crate::flush::learn_zones;
 use crate::lance_store::{Chosen, Stamp};
-use crate::table::TableShared;
+use crate::table::{Superseded, TableShared};
 
 /// Versions that may be removed before it is worth looking through all files for them.
 const SPARE_VERSIONS: u64 = 16;
@@ -111,22 +111,21 @@ impl Inner {
         }
     }
 
-    /// Removes versions that are older than the retention, or more than the limit, and that no reader holds.
+    /// Removes versions that are past their time and have no tag, and that no reader holds.
     async fn clean_up(&self, table: &Arc<TableShared>, compacted: bool) -> Result<()> {
         let Some((dataset, _)) = table.tail.lock().flushed() else { return Ok(()) };
-        let keep_us = i64::try_from(self.options.version_retention.as_micros()).unwrap_or(i64::MAX);
-        let horizon = self.options.clock.now_us().saturating_sub(keep_us);
-        let oldest_needed = {
+        let cleaned = table.cleaned_version.load(Ordering::Acquire);
+        if !compacted && dataset.manifest().version.saturating_sub(cleaned) < SPARE_VERSIONS {
+            return Ok(());
+        }
+        let held = {
             let mut superseded = table.superseded.lock();
-            let over = superseded.len().saturating_sub(self.options.version_limit);
-            let mut index = 0;
-            superseded.retain(|old| {
-                index += 1;
-                old.is_held() || (old.superseded_us > horizon && index > over)
-            });
-            superseded.iter().map(|old| old.version).min().unwrap_or_else(|| dataset.manifest().version)
+            superseded.retain(Superseded::is_held);
+            superseded.iter().map(|old| old.version).min().unwrap_or(u64::MAX)
         };
-        let spare = oldest_needed.saturating_sub(table.cleaned_version.load(Ordering::Acquire));
+        let kept = self.oldest_kept_version(table, &dataset).await?;
+        let oldest_needed = held.min(kept).min(dataset.manifest().version);
+        let spare = oldest_needed.saturating_sub(cleaned);
         if spare == 0 || (!compacted && spare < SPARE_VERSIONS) {
             return Ok(());
         }

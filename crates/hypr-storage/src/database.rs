@@ -25,6 +25,7 @@ use crate::options::StorageOptions;
 use crate::schema::{check_columns, check_key};
 use crate::table::{Limits, Table, TableShared};
 use crate::tail::TailBatch;
+use crate::versions;
 use crate::wal::frame::{Frame, FrameKind, FrameRef};
 use crate::wal::recover::{Recovered, Torn, replay};
 use crate::wal::writer::{Effect, Log, Touched, closed};
@@ -182,6 +183,7 @@ impl Database {
         for unique in &Constraints::of(&definition)?.unique {
             check_key(&name, &definition.columns, "UNIQUE", &unique.columns)?;
         }
+        versions::check_options(&definition)?;
         let table = self.unlogged_table(self.next_table_id(), &definition)?;
         let change = CatalogChange::CreateTable { table: table.shared.stored.clone() };
         self.log_change(&change, CatalogEdit::Create(Arc::new(table))).await?;
@@ -292,6 +294,10 @@ impl Database {
     /// Where this database reads the time.
     pub fn clock(&self) -> Arc<dyn Clock> {
         Arc::clone(&self.inner.options.clock)
+    }
+
+    pub(crate) fn inner(&self) -> &Inner {
+        &self.inner
     }
 
     /// The directory.

@@ -117,13 +117,23 @@ impl Inner {
         Ok(())
     }
 
+    /// Makes the first version of a table before anything is flushed: no rows, and the position of none.
+    pub(crate) async fn create_empty(&self, table: &Arc<TableShared>) -> Result<()> {
+        let stamp = Stamp { lsn: table.tail.lock().position(), next_row_id: table.next_row_id.load(Ordering::Acquire) };
+        let schema = lance_schema(&table.definition.columns);
+        let transaction = self.lance.prepare_flush(&table.dir.path, None, &schema, Vec::new(), &[], stamp).await?;
+        let created = self.lance.commit(&table.dir.path, None, transaction).await?;
+        self.install(table, created, false);
+        Ok(())
+    }
+
     /// Shows readers `dataset`; with `flushed`, it holds the frozen prefix of the tail.
     pub(crate) fn install(&self, table: &TableShared, dataset: lance::Dataset, flushed: bool) {
         let dataset = Arc::new(dataset);
         {
             let mut tail = table.tail.lock();
             if let Some((old, _)) = tail.flushed() {
-                table.superseded.lock().push(Superseded::new(&old, self.options.clock.now_us()));
+                table.superseded.lock().push(Superseded::new(&old));
             }
             if flushed {
                 tail.install(dataset);
@@ -147,7 +157,7 @@ impl Inner {
         self.reached(FlushStep::Cut)
     }
 
-    fn reached(&self, step: FlushStep) -> Result<()> {
+    pub(crate) fn reached(&self, step: FlushStep) -> Result<()> {
         match &self.options.flush_hook {
             Some(hook) => hook.reached(step),
             None => Ok(()),

@@ -230,6 +230,36 @@ impl LanceStore {
         Ok(replacement(dataset, removed, updated, new_fragments, stamp))
     }
 
+    /// Writes (and syncs) rows into files that no version names.
+    pub(crate) async fn write_fragments(
+        &self,
+        dataset: &Arc<Dataset>,
+        rows: datafusion::physical_plan::SendableRecordBatchStream,
+    ) -> Result<Vec<Fragment>> {
+        let params = self.write_params(WriteMode::Append, Stamp::default());
+        let transaction = InsertBuilder::new(Arc::clone(dataset))
+            .with_params(&params)
+            .execute_uncommitted_stream(rows)
+            .await
+            .map_err(|e| lance_error("writing a load", e))?;
+        match transaction.operation {
+            Operation::Append { fragments } => Ok(fragments),
+            other => Err(Error::internal(format!("an append became {}", other.name()))),
+        }
+    }
+
+    /// The commit that adds `fragments` to `dataset` and deletes its rows in `dead`.
+    pub(crate) async fn prepare_bulk(
+        &self,
+        dataset: &Arc<Dataset>,
+        fragments: Vec<Fragment>,
+        dead: &[DeadRows],
+        stamp: Stamp,
+    ) -> Result<Transaction> {
+        let (updated, removed) = delete_rows(dataset, dead).await?;
+        Ok(replacement(dataset, removed, updated, fragments, stamp))
+    }
+
     async fn first_flush(&self, dir: &Path, groups: Vec<Vec<RecordBatch>>, stamp: Stamp) -> Result<Transaction> {
         let (params, uri) = (self.write_params(WriteMode::Create, stamp), uri(dir)?);
         let mut first: Option<Transaction> = None;

@@ -18,6 +18,7 @@
 //! Deliberately absent: SQL planning (only filter and projection pushdown), and any network.
 
 pub mod ann;
+mod bulk;
 mod catalog;
 mod check;
 mod checksums;
@@ -43,6 +44,7 @@ mod text;
 mod transaction;
 mod upsert;
 mod validate;
+mod versions;
 mod wal;
 
 pub use ann::{NearestRequest, PinnedTable};
@@ -60,6 +62,7 @@ pub use table::{Mutation, Table};
 pub use text::{TextIndexSize, TextMatches, TextOptions, TextSearch};
 pub use transaction::{Mark, SavepointRef, Transaction};
 pub use upsert::{Conflict, ConflictTarget, Upsert};
+pub use versions::{Restored, TableAtVersion, TableVersion, TagExists, VERSION_RETENTION_OPTION, VersionName};
 
 /// The hidden column that numbers the rows of a table: `UInt64`, unique, never reused.
 pub const ROW_ID_COLUMN: &str = "_hypr_row_id";

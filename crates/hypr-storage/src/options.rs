@@ -39,10 +39,11 @@ pub struct StorageOptions {
     /// Rows of a fragment of a clustered table: where the cluster key changes after this many, a flush and a
     /// compaction begin a new fragment. Default 65,536.
     pub clustered_fragment_rows: usize,
-    /// How long superseded Lance versions stay on disk for other programs that read them; scans of this process
-    /// keep theirs for as long as they need. Default 1 h.
+    /// How long superseded versions without a tag stay, for time travel and for other programs that read them; scans of
+    /// this process keep theirs for as long as they need. Default 1 h.
     pub version_retention: Duration,
-    /// The most superseded Lance versions that stay on disk, also when they are younger than that. Default 100.
+    /// The most superseded Lance versions that stay on disk, also when they are younger than that, in tables that do not
+    /// say themselves how long to keep theirs. Default 100.
     pub version_limit: usize,
     /// Flush and compact without being asked. Default true; off, only [`Database::flush`](crate::Database::flush)
     /// and [`Database::close`](crate::Database::close) flush, and writers of a full tail wait for those.

@@ -180,14 +180,12 @@ impl TableShared {
 #[derive(Debug)]
 pub(crate) struct Superseded {
     pub(crate) version: u64,
-    /// When, in microseconds since the Unix epoch.
-    pub(crate) superseded_us: i64,
     dataset: Weak<lance::Dataset>,
 }
 
 impl Superseded {
-    pub(crate) fn new(dataset: &Arc<lance::Dataset>, superseded_us: i64) -> Self {
-        Self { version: dataset.manifest().version, superseded_us, dataset: Arc::downgrade(dataset) }
+    pub(crate) fn new(dataset: &Arc<lance::Dataset>) -> Self {
+        Self { version: dataset.manifest().version, dataset: Arc::downgrade(dataset) }
     }
 
     /// Whether a scan of this process reads it.

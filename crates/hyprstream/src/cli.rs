@@ -31,6 +31,8 @@ pub enum Command {
     Serve(ServeArgs),
     /// Run SQL, on a data directory or on a server
     Sql(SqlArgs),
+    /// Put files into a table, on a data directory or on a server
+    Import(ImportArgs),
     /// Bring foundation models into a data directory, list and remove them
     Model(ModelArgs),
     /// Verify a data directory that no server holds
@@ -142,6 +144,53 @@ pub struct SqlArgs {
     /// Statements to run
     #[arg(value_name = "SQL")]
     pub sql: Option<String>,
+}
+
+const IMPORT_FILES_EXAMPLES: &str = "\
+Formats: parquet, csv (also .tsv), json (an object a line) and arrow; by the files' extensions, or --format. Text files may
+be packed as .gz. Without --create the table must exist, and text is parsed as the types of its columns; with it,
+the types of text are made out from the first 10,000 rows of the first file. Columns are matched by name; one that
+the files lack is NULL. Rows are stored in commits of 64 MiB; if a row does not fit, its file and line are named and
+earlier commits stay. COPY .. FROM in SQL is all or nothing.
+
+Examples:
+  hyprstream import --table readings --create readings_*.parquet
+  hyprstream import --table notes --server http://127.0.0.1:8080 notes.jsonl
+  hyprstream import --table trips --replace --delimiter ';' trips.csv.gz";
+
+/// `import`.
+#[derive(Debug, Args)]
+#[command(after_help = IMPORT_FILES_EXAMPLES)]
+pub struct ImportArgs {
+    #[command(flatten)]
+    pub directory: DirectoryArgs,
+    /// Server to send the rows to instead of opening a directory
+    #[arg(long, value_name = "URL", conflicts_with_all = ["data_dir", "config"])]
+    pub server: Option<String>,
+    /// Table, or schema.table
+    #[arg(long, value_name = "NAME")]
+    pub table: String,
+    /// Create the table if it does not exist
+    #[arg(long)]
+    pub create: bool,
+    /// Drop the table if it exists, and create it
+    #[arg(long, conflicts_with = "create")]
+    pub replace: bool,
+    /// Format of all files, whatever their names [possible values: parquet, csv, json, arrow]
+    #[arg(long, value_name = "FORMAT")]
+    pub format: Option<String>,
+    /// CSV: what parts values [default: a comma; in .tsv files a tab]
+    #[arg(long, value_name = "C")]
+    pub delimiter: Option<String>,
+    /// CSV: the first line holds values, not names
+    #[arg(long)]
+    pub no_header: bool,
+    /// CSV: the text that means NULL [default: the empty one]
+    #[arg(long, value_name = "TEXT")]
+    pub null: Option<String>,
+    /// Files, or patterns such as 'data/*.csv'
+    #[arg(value_name = "FILE", required = true)]
+    pub files: Vec<String>,
 }
 
 /// How results are printed.

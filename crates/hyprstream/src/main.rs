@@ -1,15 +1,16 @@
-//! The `hyprstream` command: `serve`, `sql`, `model` and `check`.
+//! The `hyprstream` command: `serve`, `sql`, `import`, `model` and `check`.
 //!
 //! A thin front: `serve` hands its configuration to `hypr-server`; `sql` is a Flight SQL client, also of
-//! itself, since for a directory that nobody serves it starts the server inside its own process; `model`
-//! fetches files and hands them to the library; `check` prints what the store finds. Results go to standard output, everything else to standard
-//! error.
+//! itself, since for a directory that nobody serves it starts the server inside its own process; `import` reads files
+//! and sends their rows the same way; `model` fetches files and hands them to the library; `check` prints what the
+//! store finds. Results go to standard output, everything else to standard error.
 //!
 //! Invariant: the exit code is 0 when everything asked for was done, 1 when it failed, 2 when the command
 //! line or the configuration is wrong.
 
 mod check;
 mod cli;
+mod import;
 mod library;
 mod models;
 mod serve;
@@ -63,6 +64,7 @@ fn run(command: Command) -> Result<(), Failure> {
         match command {
             Command::Serve(args) => serve::run(args).await,
             Command::Sql(args) => sql::run(args).await,
+            Command::Import(args) => import::run(args).await,
             Command::Model(args) => models::run(args).await,
             Command::Check(args) => check::run(args).await,
         }

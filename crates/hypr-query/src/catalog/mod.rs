@@ -18,7 +18,7 @@ use hypr_storage::{Database, Table, TableDefinition, Transaction};
 
 use crate::models::ModelTable;
 use crate::series::continuous;
-use crate::{CATALOG, DEFAULT_SCHEMA, TableInfo, TableRef, error};
+use crate::{CATALOG, DEFAULT_SCHEMA, TableInfo, TableRef, error, versions};
 
 pub(crate) use stored_table::StoredTable;
 
@@ -86,6 +86,7 @@ impl Catalog {
         }
     }
 
+    /// What holds the stored tables.
     pub(crate) fn database(&self) -> &Database {
         &self.database
     }
@@ -101,6 +102,11 @@ impl Catalog {
         let (schema, name) = (table.schema_name(), table.name.as_str());
         if let Some(found) = self.table_of(schema, name).filter(|_| !continuous::is_reserved(schema)) {
             return Ok(found);
+        }
+        if let Some((plain, _)) = versions::name::decode(name) {
+            return Err(Error::invalid(format!(
+                "a version of \"{plain}\" cannot be changed; RESTORE TABLE {plain} TO VERSION AS OF .. brings it back"
+            )));
         }
         if self.database.object(continuous::KIND, schema, name).is_some() {
             return Err(Error::unsupported(format!(

@@ -5,6 +5,7 @@ use datafusion::sql::parser::Statement;
 use datafusion::sql::sqlparser::ast::{ObjectType, Set, Statement as Sql};
 use hypr_common::{Error, Result};
 
+use super::procedure::Procedure;
 use crate::series::statement::SeriesStatement;
 
 /// Refuses statements that are not served.
@@ -15,10 +16,13 @@ pub(crate) fn check(statement: &Statement) -> Result<()> {
             Statement::Statement(sql) if explain.analyze && !matches!(**sql, Sql::Query(_)) => {
                 Err(Error::unsupported("EXPLAIN ANALYZE runs queries only"))
             }
+            Statement::Statement(sql) if Procedure::of(sql).is_some() => {
+                Err(Error::unsupported("this statement has no plan to explain"))
+            }
             inner => check(inner),
         },
         Statement::CreateExternalTable(_) => Err(Error::unsupported("CREATE EXTERNAL TABLE is not available")),
-        Statement::CopyTo(_) => Err(Error::unsupported("COPY is not available yet")),
+        Statement::CopyTo(_) => Err(Error::unsupported("COPY cannot be explained; explain its query")),
         Statement::Reset(_) => Err(Error::unsupported("RESET is not available")),
     }
 }
@@ -51,12 +55,12 @@ fn check_sql(sql: &Sql) -> Result<()> {
         | Sql::ExplainTable { .. }
         | Sql::Explain { .. } => return Ok(()),
         Sql::Drop { object_type: ObjectType::Table | ObjectType::Index, .. } => return Ok(()),
+        Sql::Call(_) if Procedure::of(sql).is_some() => return Ok(()),
         Sql::CreateView(_) => "CREATE VIEW is not available yet",
         Sql::CreateSchema { .. } => {
             "CREATE SCHEMA is not available; CREATE TABLE schema.table makes the schema with its first table"
         }
         Sql::AlterTable(_) => "ALTER TABLE is not available yet",
-        Sql::Copy { .. } => "COPY is not available yet",
         Sql::Set(_) => "SET is not available",
         Sql::Prepare { .. } | Sql::Execute { .. } | Sql::Deallocate { .. } => {
             "PREPARE is not available as SQL; use the prepared statements of Flight SQL"

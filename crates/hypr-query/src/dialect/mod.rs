@@ -20,6 +20,7 @@ mod named_arguments;
 pub(crate) mod operators;
 mod ordered_set_windows;
 mod placeholders;
+pub(crate) mod procedure;
 pub(crate) mod split;
 pub(crate) mod sql_dialect;
 mod table_clauses;
@@ -35,17 +36,15 @@ use datafusion::sql::parser::{DFParserBuilder, Statement};
 use datafusion::sql::sqlparser::ast::{Expr, VisitMut, VisitorMut};
 use datafusion::sql::sqlparser::parser::Parser;
 use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan, Tokenizer};
-use hypr_common::{Error, Result};
+use hypr_common::{Error, ErrorKind, Result};
 
 use crate::series::asof::rewrite as asof;
 use crate::series::statement as series;
-use crate::{ai, error};
-use sql_dialect::HyprDialect;
+use crate::{ai, copy, error, versions};
+pub(crate) use sql_dialect::HyprDialect;
 
 /// Statements nested deeper than this are refused; the parser recurses.
 const RECURSION_LIMIT: usize = 128;
-/// The longest statement accepted, in bytes.
-pub(crate) const MAX_STATEMENT_BYTES: usize = 16 << 20;
 
 /// A rewrite of the token stream.
 type TokenPass = fn(Vec<TokenWithSpan>) -> Result<Vec<TokenWithSpan>>;
@@ -59,6 +58,8 @@ const TOKEN_PASSES: &[TokenPass] = &[
     ai::using_context::rewrite_tokens,
     asof::rewrite_tokens,
     series::rewrite_tokens,
+    versions::grammar::rewrite_tokens,
+    copy::grammar::rewrite_tokens,
 ];
 
 /// A rewrite of the syntax tree.
@@ -67,6 +68,7 @@ type AstPass = fn(&mut Statement, &dyn Names) -> Result<()>;
 /// In the order they run.
 const AST_PASSES: &[AstPass] = &[
     |statement, _| later_parts::refuse(statement),
+    |statement, _| versions::grammar::rewrite_statement(statement),
     |statement, _| assignments::fold_case(statement),
     |statement, _| named_arguments::spell_with_arrow(statement),
     |statement, _| window_in_where::to_qualify(statement),
@@ -90,6 +92,10 @@ pub(crate) trait Names: Sync {
     fn is_table(&self, name: &str) -> bool;
     /// True for a model that generates.
     fn is_model(&self, name: &str) -> bool;
+    /// The longest statement accepted, in bytes.
+    fn statement_bytes(&self) -> usize {
+        16 << 20
+    }
 }
 
 /// Parses one statement.
@@ -97,14 +103,16 @@ pub(crate) trait Names: Sync {
 /// # Errors
 /// `InvalidInput` with line and column for text that is no statement, or more than one.
 pub(crate) fn parse(sql: &str, names: &dyn Names) -> Result<Statement> {
-    if sql.len() > MAX_STATEMENT_BYTES {
-        return Err(Error::invalid(format!(
-            "the statement has {} bytes, more than the limit of {MAX_STATEMENT_BYTES}; bind large values as parameters",
-            sql.len()
-        )));
+    if sql.len() > names.statement_bytes() {
+        let message = format!(
+            "the statement has {} bytes, more than query.max_statement_kb = {} allows; bind large values as parameters",
+            sql.len(),
+            names.statement_bytes() >> 10
+        );
+        return Err(Error::new(ErrorKind::ResourceExhausted, message));
     }
-    let dialect = HyprDialect::default();
-    let mut tokens = tokenize(&dialect, sql)?;
+    let mut tokens = tokenize(&HyprDialect::default(), sql)?;
+    let dialect = HyprDialect::default().with_versions(versions::grammar::names_versions(&tokens));
     for pass in TOKEN_PASSES {
         tokens = pass(tokens)?;
     }

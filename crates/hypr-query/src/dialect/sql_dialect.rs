@@ -10,6 +10,8 @@ use datafusion::sql::sqlparser::keywords::Keyword;
 use datafusion::sql::sqlparser::parser::{Parser, ParserError};
 use datafusion::sql::sqlparser::tokenizer::Token;
 
+use crate::{copy, versions};
+
 /// Tighter than arithmetic and `||`, looser than `::` (SQLite's and MySQL's order).
 const JSON_GET_PRECEDENCE: u8 = 45;
 /// Between the comparisons and `+`, as in PostgreSQL.
@@ -17,7 +19,19 @@ const OTHER_OPERATOR_PRECEDENCE: u8 = 25;
 
 /// The dialect of Hyprstream.
 #[derive(Debug, Default)]
-pub(crate) struct HyprDialect(GenericDialect);
+pub(crate) struct HyprDialect(GenericDialect, Versions);
+
+/// Whether a table may be followed by a version. Only a statement that names one pays for it with the aliases
+/// `at`, `before` and `changes`.
+#[derive(Debug, Default)]
+struct Versions(bool);
+
+impl HyprDialect {
+    pub(crate) fn with_versions(mut self, named: bool) -> Self {
+        self.1 = Versions(named);
+        self
+    }
+}
 
 /// Forwards switches to the generic dialect.
 macro_rules! as_generic {
@@ -43,8 +57,12 @@ impl Dialect for HyprDialect {
         self.0.is_delimited_identifier_start(ch)
     }
 
-    fn parse_statement(&self, _parser: &mut Parser) -> Option<Result<Statement, ParserError>> {
-        None
+    fn parse_statement(&self, parser: &mut Parser) -> Option<Result<Statement, ParserError>> {
+        versions::grammar::parse_statement(parser).or_else(|| copy::grammar::parse_statement(parser))
+    }
+
+    fn supports_table_versioning(&self) -> bool {
+        self.1.0
     }
 
     fn prec_value(&self, precedence: Precedence) -> u8 {

@@ -14,9 +14,13 @@ use hypr_query::{Outcome, QueryEngine, QueryOptions, Session};
 use hypr_storage::{Database, StorageOptions};
 use tempfile::TempDir;
 
+/// What scripts and pages call the directory that `COPY` may use.
+const FILES: &str = "/srv/files";
+
 /// An open database; its directory goes when it is dropped.
 pub struct Fixture {
     _dir: Option<TempDir>,
+    files: TempDir,
     pub database: Database,
     pub session: Session,
 }
@@ -38,17 +42,21 @@ impl Fixture {
         Self::open(dir, QueryOptions::default()).await
     }
 
-    async fn open(dir: &Path, options: QueryOptions) -> Self {
+    async fn open(dir: &Path, mut options: QueryOptions) -> Self {
+        let files = tempfile::tempdir().unwrap();
+        options.copy.allowed.push(files.path().to_str().unwrap().to_owned());
         let database = Database::open(dir, StorageOptions::default()).await.unwrap();
         let (inference, service) = engine(database.models(), EngineOptions { threads: 1, ..EngineOptions::default() });
         std::thread::spawn(move || service.run());
         let engine = QueryEngine::new(database.clone(), Arc::new(inference), options).unwrap();
         let session = engine.session(Principal::anonymous_local());
-        Self { _dir: None, database, session }
+        Self { _dir: None, files, database, session }
     }
 
     pub async fn run(&self, sql: &str) -> Result<Outcome> {
-        self.session.execute(sql).await
+        let files = self.files.path().to_str().unwrap();
+        let done = self.session.execute(&sql.replace(FILES, files)).await;
+        done.map_err(|error| Error::new(error.kind(), error.message().replace(files, FILES)))
     }
 
     pub async fn affected(&self, sql: &str) -> u64 {

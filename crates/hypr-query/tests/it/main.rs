@@ -1,5 +1,7 @@
 //! SQL against a real database in a temporary directory.
 #![allow(clippy::unwrap_used)]
+// The futures of a statement nest deeply.
+#![recursion_limit = "256"]
 
 mod ai;
 mod clustering;

@@ -88,3 +88,21 @@ fn every_key_is_documented_and_every_documented_key_exists() {
         assert!(page.contains(&variable_of(key)), "{key} lacks its environment variable");
     }
 }
+
+#[test]
+fn a_list_is_written_in_the_file_and_with_commas_in_a_variable() {
+    let toml = file("[copy]\nallowed_paths = [\"/srv/a\", \"s3://bucket/b/\"]\n");
+    let config = Config::load(Some(toml.path()), [], &[]).unwrap();
+    assert_eq!(config.copy.allowed_paths, ["/srv/a", "s3://bucket/b/"]);
+    let config = Config::load(None, pairs(&[("HYPRSTREAM_COPY_ALLOWED_PATHS", "/srv/a, s3://b/")]), &[]).unwrap();
+    assert_eq!(config.copy.allowed_paths, ["/srv/a", "s3://b/"]);
+    assert!(Config::default().copy.allowed_paths.is_empty(), "nothing is allowed without being asked for");
+}
+
+#[test]
+fn the_kernel_level_is_one_that_exists() {
+    let level = |name: &str| Config::load(None, pairs(&[("HYPRSTREAM_ENGINE_CPU_LEVEL", name)]), &[]);
+    assert_eq!(level("portable").unwrap().engine.cpu_level.as_deref(), Some("portable"));
+    let error = level("sse").unwrap_err();
+    assert!(error.message().contains("portable, avx2 or avx512"), "{error}");
+}

@@ -14,4 +14,5 @@ mod support;
 mod text;
 mod transactions;
 mod types;
+mod versions;
 mod writes;

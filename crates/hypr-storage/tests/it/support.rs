@@ -84,8 +84,13 @@ pub async fn read(table: &Table, request: ScanRequest) -> Vec<RecordBatch> {
 
 /// `(id, body)` of every row, sorted; doubled rows show twice.
 pub async fn contents(table: &Table) -> Vec<(i64, String)> {
+    collect_rows(read(table, ScanRequest::default()).await)
+}
+
+/// `(id, body)` of every row, sorted.
+pub fn collect_rows(batches: Vec<RecordBatch>) -> Vec<(i64, String)> {
     let mut found = Vec::new();
-    for batch in read(table, ScanRequest::default()).await {
+    for batch in batches {
         let ids = batch.column(0).as_primitive::<Int64Type>();
         let bodies = batch.column(1).as_string::<i32>();
         found.extend((0..batch.num_rows()).map(|row| (ids.value(row), bodies.value(row).to_owned())));

@@ -3,10 +3,12 @@
 //! Statements therefore take one path and answer alike, whoever holds the directory.
 
 use std::fs;
+use std::io::Read;
 use std::path::Path;
 use std::time::Duration;
 
 use hypr_common::{Error, ErrorKind, Result};
+use hypr_query::copy::CopyAccess;
 use hypr_server::{Client, ClientOutcome, Config};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -47,10 +49,14 @@ impl Connection {
                 opened => return opened,
             };
             // The lock is the truth; what `server.json` says may be left from a server that was killed.
-            if let Some(url) = holder_url(&config.storage.data_dir)
-                && let Ok(connection) = Self::server(&url).await
-            {
-                return Ok(connection);
+            if let Some((url, token)) = holder(&config.storage.data_dir) {
+                let client = match token {
+                    Some(token) => Client::connect_with_token(&url, &token).await,
+                    None => Client::connect(&url).await,
+                };
+                if let Ok(client) = client {
+                    return Ok(Self { client, embedded: None });
+                }
             }
             if attempt == HOLDER_ATTEMPTS {
                 return Err(held);
@@ -63,6 +69,12 @@ impl Connection {
     async fn embedded(mut config: Config) -> Result<Self> {
         config.server.host = [127, 0, 0, 1].into();
         config.server.port = 0;
+        // It does what this command may do, for this command and nobody else on this machine.
+        let token = token()?;
+        config.access_token = Some(token.clone());
+        if config.copy.allowed_paths.is_empty() {
+            config.copy.allowed_paths = CopyAccess::unrestricted().allowed;
+        }
         let (ready, address) = oneshot::channel();
         let (stop, stopped) = oneshot::channel();
         let announce = move |address| {
@@ -76,7 +88,7 @@ impl Connection {
         match address.await {
             Ok(address) => {
                 let embedded = Embedded { stop, server };
-                let client = Client::connect(&format!("http://{address}")).await?;
+                let client = Client::connect_with_token(&format!("http://{address}"), &token).await?;
                 Ok(Self { client, embedded: Some(embedded) })
             }
             Err(_) => {
@@ -90,6 +102,11 @@ impl Connection {
         self.client.execute(sql).await
     }
 
+    /// The connection itself.
+    pub fn client(&mut self) -> &mut Client {
+        &mut self.client
+    }
+
     /// Hangs up; a server in this process makes everything durable first.
     pub async fn close(self) -> Result<()> {
         drop(self.client);
@@ -100,15 +117,24 @@ impl Connection {
     }
 }
 
+/// A secret of 128 random bits.
+fn token() -> Result<String> {
+    let mut bits = [0; 16];
+    let random = fs::File::open("/dev/urandom").and_then(|mut source| source.read_exact(&mut bits));
+    random.map_err(|error| Error::io("/dev/urandom", error))?;
+    Ok(bits.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
 async fn ended(server: &mut JoinHandle<Result<()>>) -> Result<()> {
     server
         .await
         .unwrap_or_else(|error| Err(Error::internal("the server inside this process failed").with_source(error)))
 }
 
-/// The address that the holder of a data directory has published.
-fn holder_url(dir: &Path) -> Option<String> {
+/// The address that the holder of a data directory has published, and what to send there.
+fn holder(dir: &Path) -> Option<(String, Option<String>)> {
     let text = fs::read(dir.join("server.json")).ok()?;
     let server: serde_json::Value = serde_json::from_slice(&text).ok()?;
-    Some(server.get("url")?.as_str()?.to_owned())
+    let field = |name: &str| server.get(name).and_then(|value| value.as_str()).map(str::to_owned);
+    Some((field("url")?, field("token")))
 }

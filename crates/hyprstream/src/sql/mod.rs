@@ -1,6 +1,6 @@
 //! `hyprstream sql`: statements from the command line, from standard input or from a prompt.
 
-mod connection;
+pub(crate) mod connection;
 mod output;
 mod prompt;
 

@@ -5,5 +5,6 @@ mod check;
 mod contract;
 mod crash;
 mod formats;
+mod import;
 mod models;
 mod process;
