@@ -103,7 +103,9 @@ impl<'a> Steps<'a> {
                 self.rename_table(&to)
             }
             AlterTableOperation::AlterColumn { column_name, op } => self.alter_column(&ddl::normalize(column_name), op),
-            AlterTableOperation::AddConstraint { constraint, not_valid: false } => self.add_constraint(constraint).await,
+            AlterTableOperation::AddConstraint { constraint, not_valid: false } => {
+                self.add_constraint(constraint).await
+            }
             AlterTableOperation::DropConstraint { if_exists, name, .. } => {
                 self.drop_constraint(&ddl::normalize(name), *if_exists)
             }
@@ -278,9 +280,8 @@ impl<'a> Steps<'a> {
             }
         }
         let (schema, name) = (quoted(self.table.schema_name()), quoted(&self.table.name));
-        let sql = format!(
-            "SELECT count(*) FROM (SELECT *{added} FROM {schema}.{name}) AS {name} WHERE NOT ({condition})"
-        );
+        let sql =
+            format!("SELECT count(*) FROM (SELECT *{added} FROM {schema}.{name}) AS {name} WHERE NOT ({condition})");
         let state = self.session.statement_state();
         let plan = self.session.planner(&state).plan(dialect::parse_plain(&sql)?, None, &[]).await?;
         let batches = self.session.collect(&state, &plan).await?;

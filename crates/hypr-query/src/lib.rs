@@ -10,6 +10,7 @@
 //! Deliberately absent: network protocols, model arithmetic, files.
 
 pub mod ai;
+mod alter;
 mod catalog;
 mod convert;
 mod ddl;
@@ -30,6 +31,7 @@ mod shape;
 mod sql_functions;
 mod statement;
 mod vector_search;
+mod views;
 
 pub use ai::AiOptions;
 pub use dialect::split::{ScriptStatement, is_incomplete, split_statements};

@@ -8,12 +8,14 @@ use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::common::{ParamValues, ScalarValue};
 use datafusion::logical_expr::{Expr as PlanExpr, ExprSchemable, LogicalPlan};
 use datafusion::sql::parser::Statement;
-use datafusion::sql::sqlparser::ast::{ObjectName, Statement as Sql, TableFactor, TableWithJoins};
+use datafusion::sql::sqlparser::ast::{ObjectName, ObjectType, Statement as Sql, TableFactor, TableWithJoins};
 use hypr_common::{Error, Result};
 
+use crate::alter::AlterTable;
 use crate::dialect::ddl::{self, CreateTable};
 use crate::dml::Change;
 use crate::sql_functions::CreateFunction;
+use crate::views::CreateView;
 use crate::{DEFAULT_SCHEMA, StatementKind, TableRef, error, functions};
 
 /// A parsed statement, what it does and what it takes.
@@ -31,9 +33,20 @@ pub(crate) enum Action {
     Query,
     Change(Box<Change>),
     CreateTable(Box<CreateTable>),
-    DropTable { tables: Vec<TableRef>, if_exists: bool },
     CreateFunction(Box<CreateFunction>),
-    DropFunction { names: Vec<String>, if_exists: bool },
+    DropFunction {
+        names: Vec<String>,
+        if_exists: bool,
+    },
+    AlterTable(Box<AlterTable>),
+    CreateView(Box<CreateView>),
+    /// Tables, or views.
+    Drop {
+        names: Vec<TableRef>,
+        views: bool,
+        if_exists: bool,
+        cascade: bool,
+    },
 }
 
 impl Action {
@@ -59,9 +72,14 @@ impl Action {
                     .collect::<Result<_>>()?,
                 if_exists: drop.if_exists,
             },
-            Sql::Drop { names, if_exists, .. } => {
-                Self::DropTable { tables: names.iter().map(qualified).collect::<Result<_>>()?, if_exists: *if_exists }
-            }
+            Sql::AlterTable(alter) => Self::AlterTable(Box::new(AlterTable::new(alter)?)),
+            Sql::CreateView(create) => Self::CreateView(Box::new(CreateView::new(create)?)),
+            Sql::Drop { object_type, names, if_exists, cascade, .. } => Self::Drop {
+                names: names.iter().map(qualified).collect::<Result<_>>()?,
+                views: *object_type == ObjectType::View,
+                if_exists: *if_exists,
+                cascade: *cascade,
+            },
             _ => Self::Query,
         })
     }
@@ -72,7 +90,9 @@ impl Action {
             Action::Change(change) => change.kind(),
             Action::CreateTable(create) if create.query.is_some() => StatementKind::Update,
             Action::CreateTable(_)
-            | Action::DropTable { .. }
+            | Action::AlterTable(_)
+            | Action::CreateView(_)
+            | Action::Drop { .. }
             | Action::CreateFunction(_)
             | Action::DropFunction { .. } => StatementKind::Ddl,
         }

@@ -13,8 +13,8 @@ use arrow::ipc::writer::StreamWriter;
 use arrow_schema::{Schema, SchemaRef};
 use async_trait::async_trait;
 use datafusion::catalog::{Session as CatalogSession, TableProvider};
-use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
-use datafusion::common::{Column, Result as DfResult, not_impl_err};
+use datafusion::common::tree_node::TreeNodeRecursion;
+use datafusion::common::{Column, Result as DfResult, TableReference, not_impl_err};
 use datafusion::execution::SessionState;
 use datafusion::logical_expr::{Expr, LogicalPlan, LogicalPlanBuilder, TableType};
 use datafusion::physical_plan::ExecutionPlan;
@@ -44,7 +44,9 @@ pub(crate) struct CreateView {
 impl CreateView {
     pub(crate) fn new(ast: &CreateViewAst) -> Result<Self> {
         if ast.materialized {
-            return Err(Error::unsupported("CREATE MATERIALIZED VIEW: see continuous aggregates, or CREATE TABLE .. AS"));
+            return Err(Error::unsupported(
+                "CREATE MATERIALIZED VIEW: see continuous aggregates, or CREATE TABLE .. AS",
+            ));
         }
         if ast.temporary || ast.secure || ast.to.is_some() || !ast.cluster_by.is_empty() || ast.params.is_some() {
             return Err(Error::unsupported("CREATE VIEW takes a name, columns and a query"));
@@ -69,17 +71,19 @@ impl CreateView {
         let state = session.statement_state();
         let statement = Statement::Statement(Box::new(Sql::Query(self.query.clone())));
         let planner = session.planner(&state);
-        let plan = planner.plan_view(statement, std::slice::from_ref(&self.view)).await?;
+        let plan = planner.plan_view(statement.clone(), std::slice::from_ref(&self.view)).await?;
         if !prepared::parameters_of(&plan)?.is_empty() {
             return Err(Error::invalid("a view takes no parameters"));
         }
-        let schema = self.schema(&shape::result_schema(&state, &plan)?)?;
+        let queried = shape::result_schema(&state, &plan)?;
+        let schema = self.schema(&queried)?;
+        let relations = state.resolve_table_references(&statement).map_err(error::from_datafusion)?;
         let source = plan.schema().fields().iter().map(|field| field.name().clone());
         let definition = Definition {
             query: self.query.to_string(),
             source: source.collect(),
             schema,
-            uses: uses(&state, &plan)?,
+            uses: uses(session, &state, &plan, &relations)?,
         };
         let object = CatalogObject { kind: KIND.to_owned(), schema_name, name, definition: definition.to_json()? };
         session.engine().database().put_object(object, self.replace).await?;
@@ -111,8 +115,18 @@ impl CreateView {
     }
 }
 
+/// True when there is a view of that name.
+pub(crate) fn is_view(session: &Session, name: &TableRef) -> bool {
+    session.engine().database().object(KIND, name.schema_name(), &name.name).is_some()
+}
+
 /// Drops views.
-pub(crate) async fn drop_views(session: &Session, views: &[TableRef], if_exists: bool, cascade: bool) -> Result<Outcome> {
+pub(crate) async fn drop_views(
+    session: &Session,
+    views: &[TableRef],
+    if_exists: bool,
+    cascade: bool,
+) -> Result<Outcome> {
     for view in views {
         if session.catalog().stored(view).is_ok() {
             return Err(Error::invalid(format!("\"{view}\" is a table; use DROP TABLE")));
@@ -225,9 +239,10 @@ impl Definition {
     fn to_json(&self) -> Result<Value> {
         let mut schema = Vec::new();
         StreamWriter::try_new(&mut schema, &self.schema)?.finish()?;
-        let uses = self.uses.iter().map(|((schema, name), columns)| {
-            json!({ "schema": schema, "name": name, "columns": columns })
-        });
+        let uses = self
+            .uses
+            .iter()
+            .map(|((schema, name), columns)| json!({ "schema": schema, "name": name, "columns": columns }));
         Ok(json!({
             "query": self.query,
             "source": self.source,
@@ -261,7 +276,7 @@ impl Definition {
 }
 
 /// The tables that a plan scans, with the columns it needs of them.
-fn uses(state: &SessionState, plan: &LogicalPlan) -> Result<Uses> {
+fn uses(session: &Session, state: &SessionState, plan: &LogicalPlan, relations: &[TableReference]) -> Result<Uses> {
     let optimized = state.optimize(plan).map_err(error::from_datafusion)?;
     let mut uses = Uses::new();
     let walked = optimized.apply_with_subqueries(|node| {
@@ -276,18 +291,13 @@ fn uses(state: &SessionState, plan: &LogicalPlan) -> Result<Uses> {
         Ok(TreeNodeRecursion::Continue)
     });
     walked.map_err(error::from_datafusion)?;
-    // A view that is planned in place stands as an alias: it is used as a whole.
-    let walked = plan.apply_with_subqueries(|node| {
-        if let LogicalPlan::SubqueryAlias(alias) = node
-            && alias.alias.schema().is_some()
-        {
-            let view = table_ref(&alias.alias);
-            let columns = alias.schema.fields().iter().map(|field| field.name().clone());
-            uses.entry((view.schema_name().to_owned(), view.name)).or_default().extend(columns);
+    for relation in relations {
+        let view = table_ref(relation);
+        if let Some(object) = session.engine().database().object(KIND, view.schema_name(), &view.name) {
+            let columns = Definition::of(&object)?.schema.fields().iter().map(|field| field.name().clone()).collect();
+            uses.insert((view.schema_name().to_owned(), view.name), columns);
         }
-        Ok(TreeNodeRecursion::Continue)
-    });
-    walked.map_err(error::from_datafusion)?;
+    }
     Ok(uses)
 }
 

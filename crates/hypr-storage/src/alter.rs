@@ -19,8 +19,8 @@ use tokio::sync::{OwnedMutexGuard, OwnedRwLockWriteGuard};
 use crate::catalog::{CatalogChange, StoredTable, TableDefinition};
 use crate::constraints::Constraints;
 use crate::database::{CatalogEdit, Database};
-use crate::evolution::{encode_fill, is_wider};
-use crate::scan::{self, ScanRequest};
+use crate::evolution::{Layout, encode_fill, is_wider};
+use crate::scan;
 use crate::schema::{check_columns, check_key};
 use crate::table::{KeyIndexes, Table};
 
@@ -99,6 +99,7 @@ impl Database {
         let table = self
             .table(schema, name)
             .ok_or_else(|| Error::not_found(format!("table {schema}.{name} does not exist")))?;
+        table.refuse_retired()?;
         let mutation = Arc::clone(&table.mutation).write_owned().await;
         let keys = Arc::clone(&table.keys).write_owned().await;
         let flushing = Arc::clone(&table.shared.flushing).lock_owned().await;
@@ -131,12 +132,12 @@ impl Alteration {
             let message = format!("table {} exists already", definition.qualified_name());
             return Err(Error::new(ErrorKind::AlreadyExists, message));
         }
+        Box::pin(refuse_nulls(&table, &stored.layout()?)).await?;
         let altered = Table::altered(&table, stored.clone())?;
-        refuse_nulls(&table, &altered).await?;
         // Keys that stay where they are keep their indexes; others are built now, which finds duplicates.
         let keys = match same_keys(&table, &altered) {
             true => still.keys.clone(),
-            false => Some(altered.build_indexes().await?),
+            false => Some(Box::pin(altered.build_indexes()).await?),
         };
         *altered.keys.write().await = keys;
         let change = CatalogChange::AlterTable { before: Box::new(before.clone()), table: Box::new(stored) };
@@ -156,7 +157,7 @@ fn apply(stored: StoredTable, change: &TableChange) -> Result<StoredTable> {
     match change {
         TableChange::AddColumn { field, fill } => {
             if let Some(fill) = fill {
-                fills.insert(next, encode_fill(fill)?);
+                fills.insert(next.to_string(), encode_fill(fill)?);
             }
             fields.push(field.clone());
             ids.push(next);
@@ -168,7 +169,7 @@ fn apply(stored: StoredTable, change: &TableChange) -> Result<StoredTable> {
                 return Err(Error::invalid(format!("column {name} is part of the PRIMARY KEY and cannot be dropped")));
             }
             fields.remove(at);
-            fills.remove(&ids.remove(at));
+            fills.remove(&ids.remove(at).to_string());
         }
         TableChange::RenameColumn { from, to } => {
             let at = position(from)?;
@@ -219,29 +220,31 @@ fn check(definition: &TableDefinition) -> Result<()> {
 }
 
 /// Refuses NULLs in columns that take none from now on.
-async fn refuse_nulls(before: &Table, after: &Table) -> Result<()> {
-    let (old, new) = (before.shared.layout(), after.shared.layout());
-    let tightened = (0..new.ids.len()).filter(|&at| {
-        let was = old.ids.iter().position(|id| *id == new.ids[at]).map(|was| old.columns.field(was).is_nullable());
-        !new.columns.field(at).is_nullable() && was.unwrap_or(true)
-    });
-    let tightened: Vec<usize> = tightened.collect();
-    if tightened.is_empty() {
+async fn refuse_nulls(table: &Table, after: &Layout) -> Result<()> {
+    let (layout, mut projection, mut lacking) = (&table.shared.layout, Vec::new(), None);
+    for (at, id) in after.ids.iter().enumerate().filter(|(at, _)| !after.columns.field(*at).is_nullable()) {
+        match layout.ids.iter().position(|before| before == id) {
+            Some(before) if layout.columns.field(before).is_nullable() => projection.push(before),
+            None if !after.has_fill(at) => lacking = Some(after.columns.field(at).name()),
+            _ => {}
+        }
+    }
+    if projection.is_empty() && lacking.is_none() {
         return Ok(());
     }
     let context = SessionContext::new();
-    let request = ScanRequest { projection: Some(tightened), ..ScanRequest::default() };
-    let plan = scan::plan_nullable(&after.shared, &context.state(), request).await?;
-    let failed = |error| Error::internal(format!("looking for NULL in {}: {error}", after.definition().qualified_name()));
+    let plan = scan::plan_nullable(&table.shared, &context.state(), projection).await?;
+    let failed =
+        |error| Error::internal(format!("looking for NULL in {}: {error}", table.definition().qualified_name()));
     let mut rows = datafusion::physical_plan::execute_stream(plan, context.task_ctx()).map_err(failed)?;
     while let Some(batch) = rows.try_next().await.map_err(failed)? {
-        for (field, column) in batch.schema().fields().iter().zip(batch.columns()) {
-            if column.null_count() > 0 {
-                return Err(Error::invalid(format!(
-                    "column {} holds NULL and cannot be NOT NULL; UPDATE those rows first",
-                    field.name()
-                )));
-            }
+        let schema = batch.schema();
+        let null = schema.fields().iter().zip(batch.columns()).find(|(_, column)| column.null_count() > 0);
+        let null = null.map(|(field, _)| field.name()).or(lacking.filter(|_| batch.num_rows() > 0));
+        if let Some(column) = null {
+            return Err(Error::invalid(format!(
+                "column {column} holds NULL and cannot be NOT NULL; UPDATE those rows first, or give a DEFAULT"
+            )));
         }
     }
     Ok(())

@@ -54,6 +54,11 @@ impl Layout {
         }
     }
 
+    /// True when rows that lack column `at` do not have NULL there.
+    pub(crate) fn has_fill(&self, at: usize) -> bool {
+        self.fills.contains_key(&self.ids[at])
+    }
+
     /// Columns, which have the layout `from`, as columns of this one.
     pub(crate) fn adopt(&self, columns: &[ArrayRef], rows: usize, from: &Layout) -> Result<Vec<ArrayRef>> {
         (0..self.ids.len())
@@ -96,7 +101,9 @@ pub(crate) fn is_wider(from: &DataType, to: &DataType) -> bool {
         (D::Float16, D::Float32 | D::Float64) | (D::Float32, D::Float64) => true,
         (D::Int8 | D::Int16 | D::UInt8 | D::UInt16, D::Float32 | D::Float64) => true,
         (D::Int32 | D::UInt32, D::Float64) => true,
-        (D::Decimal128(p, s), D::Decimal128(q, t)) => t >= s && i16::from(*q) - i16::from(*t) >= i16::from(*p) - i16::from(*s),
+        (D::Decimal128(p, s), D::Decimal128(q, t)) => {
+            t >= s && i16::from(*q) - i16::from(*t) >= i16::from(*p) - i16::from(*s)
+        }
         (other, D::Decimal128(q, t)) => {
             let digits = match int(other) {
                 Some((8, _)) => 3,
@@ -126,7 +133,7 @@ pub(crate) fn encode_fill(value: &ArrayRef) -> Result<String> {
 }
 
 /// The values of the catalog's form.
-pub(crate) fn decode_fills(fills: &BTreeMap<u32, String>) -> Result<Arc<HashMap<u32, ArrayRef>>> {
+pub(crate) fn decode_fills(fills: &BTreeMap<String, String>) -> Result<Arc<HashMap<u32, ArrayRef>>> {
     let decode = |text: &String| -> Option<ArrayRef> {
         let digits = text.as_bytes().chunks_exact(2);
         let bytes = digits.map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok());
@@ -136,7 +143,7 @@ pub(crate) fn decode_fills(fills: &BTreeMap<u32, String>) -> Result<Arc<HashMap<
     };
     let decoded = fills.iter().map(|(id, text)| {
         let damaged = || Error::corrupted(format!("the default of column {id} in the catalog is damaged"));
-        decode(text).map(|value| (*id, value)).ok_or_else(damaged)
+        id.parse().ok().zip(decode(text)).ok_or_else(damaged)
     });
     decoded.collect::<Result<HashMap<_, _>>>().map(Arc::new)
 }
@@ -146,17 +153,13 @@ pub(crate) fn decode_fills(fills: &BTreeMap<u32, String>) -> Result<Arc<HashMap<
 pub(crate) struct Physical {
     pub(crate) name: String,
     pub(crate) data_type: DataType,
+    pub(crate) nullable: bool,
 }
 
 /// Which column each field of a Lance schema holds; the row id is none.
 fn numbered_fields(dataset: &Dataset) -> Vec<(u32, Field)> {
-    let fields: Vec<Field> = dataset
-        .schema()
-        .fields
-        .iter()
-        .filter(|field| field.name != ROW_ID_COLUMN)
-        .map(Field::from)
-        .collect();
+    let fields: Vec<Field> =
+        dataset.schema().fields.iter().filter(|field| field.name != ROW_ID_COLUMN).map(Field::from).collect();
     // Tables from before columns had numbers were never altered: the position is the number.
     (0..).zip(fields).map(|(at, field)| (number_of(&field).unwrap_or(at), field)).collect()
 }
@@ -174,15 +177,49 @@ pub(crate) fn physical_columns(dataset: &Dataset, layout: &Layout) -> Vec<Option
         exact.or_else(|| same.next())
     });
     found
-        .map(|field| field.map(|field| Physical { name: field.name().clone(), data_type: field.data_type().clone() }))
+        .map(|field| {
+            field.map(|field| Physical {
+                name: field.name().clone(),
+                data_type: field.data_type().clone(),
+                nullable: field.is_nullable(),
+            })
+        })
         .collect()
 }
 
-/// The schema that a table has inside Lance: no field metadata but the number, because Lance gives `arrow.json`
-/// a storage form of its own.
-pub(crate) fn lance_schema(layout: &Layout) -> SchemaRef {
+/// The fields of Lance that hold the columns at `projection`; those that it lacks are left out.
+pub(crate) fn stored_fields(physical: &[Option<Physical>], projection: &[usize]) -> Vec<Field> {
+    let stored = projection.iter().filter_map(|at| physical.get(*at)?.as_ref());
+    stored.map(|column| Field::new(&column.name, column.data_type.clone(), column.nullable)).collect()
+}
+
+/// The columns at `projection` of `rows` rows, from what Lance gave for [`stored_fields`].
+pub(crate) fn assemble(
+    layout: &Layout,
+    physical: &[Option<Physical>],
+    projection: &[usize],
+    stored: &[ArrayRef],
+    rows: usize,
+) -> Result<Vec<ArrayRef>> {
+    let mut stored = stored.iter();
+    let column = |at: &usize| match &physical[*at] {
+        Some(_) => match stored.next() {
+            Some(column) => widen(column, layout.columns.field(*at).data_type()),
+            None => Err(Error::internal("Lance gave fewer columns than asked for")),
+        },
+        None => layout.fill(*at, rows),
+    };
+    projection.iter().map(column).collect()
+}
+
+/// The schema in which rows are written into Lance: no field metadata but the number, because Lance gives
+/// `arrow.json` a storage form of its own. A column that `dataset` lets be NULL stays so.
+pub(crate) fn lance_schema(dataset: Option<&Dataset>, layout: &Layout) -> SchemaRef {
     let fields = layout.columns.fields().iter().zip(&layout.ids).map(|(field, id)| {
-        field.as_ref().clone().with_metadata(HashMap::from([(COLUMN_ID_KEY.to_owned(), id.to_string())]))
+        let have = dataset.and_then(|dataset| dataset.schema().field(field.name()));
+        let metadata = HashMap::from([(COLUMN_ID_KEY.to_owned(), id.to_string())]);
+        let nullable = have.map_or(field.is_nullable(), |have| have.nullable);
+        field.as_ref().clone().with_metadata(metadata).with_nullable(nullable)
     });
     let mut fields: Vec<Field> = fields.collect();
     fields.push(crate::schema::row_id_field());
@@ -204,6 +241,26 @@ pub(crate) struct AddedColumn {
     pub(crate) from: Option<String>,
     /// Position in the layout.
     pub(crate) at: usize,
+}
+
+impl AddedColumn {
+    /// Computes the column for a batch of what it is made from.
+    #[expect(clippy::type_complexity, reason = "the type that Lance asks for")]
+    pub(crate) fn mapper(
+        &self,
+        layout: Layout,
+        schema: SchemaRef,
+    ) -> Box<dyn Fn(&RecordBatch) -> lance::Result<RecordBatch> + Send + Sync> {
+        let (at, from_fill) = (self.at, self.from.is_none());
+        Box::new(move |batch| {
+            let column = match from_fill {
+                true => layout.fill(at, batch.num_rows()),
+                false => widen(batch.column(0), schema.field(0).data_type()),
+            };
+            let column = column.map_err(|error| lance::Error::invalid_input(error.to_string()))?;
+            Ok(RecordBatch::try_new(Arc::clone(&schema), vec![column])?)
+        })
+    }
 }
 
 impl Evolution {
@@ -264,22 +321,15 @@ mod tests {
 
     fn layout(columns: &[(&str, DataType)], ids: &[u32], fills: HashMap<u32, ArrayRef>) -> Layout {
         let fields = columns.iter().map(|(name, data_type)| Field::new(*name, data_type.clone(), true));
-        Layout {
-            columns: Arc::new(Schema::new(fields.collect::<Vec<_>>())),
-            ids: ids.to_vec(),
-            fills: Arc::new(fills),
-        }
+        Layout { columns: Arc::new(Schema::new(fields.collect::<Vec<_>>())), ids: ids.to_vec(), fills: Arc::new(fills) }
     }
 
     #[test]
     fn rows_are_adopted_by_number() {
         let before = layout(&[("a", DataType::Int32), ("b", DataType::Utf8)], &[0, 1], HashMap::new());
         let fills: HashMap<u32, ArrayRef> = HashMap::from([(2, Arc::new(Int32Array::from(vec![7])) as ArrayRef)]);
-        let after = layout(
-            &[("b", DataType::Int32), ("wide", DataType::Int64), ("c", DataType::Utf8)],
-            &[2, 0, 3],
-            fills,
-        );
+        let after =
+            layout(&[("b", DataType::Int32), ("wide", DataType::Int64), ("c", DataType::Utf8)], &[2, 0, 3], fills);
         let rows: Vec<ArrayRef> =
             vec![Arc::new(Int32Array::from(vec![1, 2])), Arc::new(StringArray::from(vec!["x", "y"]))];
         let adopted = after.adopt(&rows, 2, &before).unwrap();
@@ -315,8 +365,8 @@ mod tests {
     #[test]
     fn fills_survive_the_catalog() {
         let value: ArrayRef = Arc::new(StringArray::from(vec!["a default"]));
-        let stored = BTreeMap::from([(3, encode_fill(&value).unwrap())]);
+        let stored = BTreeMap::from([("3".to_owned(), encode_fill(&value).unwrap())]);
         assert_eq!(*decode_fills(&stored).unwrap()[&3], *value);
-        assert!(decode_fills(&BTreeMap::from([(3, "00".to_owned())])).is_err());
+        assert!(decode_fills(&BTreeMap::from([("3".to_owned(), "00".to_owned())])).is_err());
     }
 }

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod ai;
+mod changes;
 mod clustering;
 mod docs;
 mod harness;
