@@ -6,13 +6,13 @@ use arrow_array::{Array, RecordBatch};
 use arrow_schema::{Schema, SchemaRef};
 use datafusion::sql::parser::Statement;
 use datafusion::sql::sqlparser::ast::Statement as Sql;
-use hypr_common::{Error, Result};
+use hypr_common::{Error, ErrorKind, Result};
 use hypr_storage::{Constraints, TableDefinition};
 
 use crate::dialect::ddl::{CreateTable, apply_primary_key};
 use crate::rules::Rules;
 use crate::series::{continuous, retention};
-use crate::{Outcome, Session, TableRef, convert, ingest};
+use crate::{Outcome, Session, TableRef, convert, ingest, views};
 
 /// Schemas that hold no tables of users.
 const RESERVED_SCHEMAS: [&str; 2] = ["information_schema", "pg_catalog"];
@@ -24,6 +24,7 @@ pub(crate) async fn create_table(session: &Session, create: &CreateTable) -> Res
         return built_in.check_declaration(create).map(|()| Outcome::Affected(0));
     }
     continuous::refuse_name(session.catalog(), table)?;
+    views::refuse_name(session, table)?;
     let Some(query) = &create.query else {
         let definition = definition(session, create, create.columns.clone())?;
         session.catalog().create_table(definition, create.if_not_exists).await?;
@@ -91,12 +92,32 @@ pub(crate) fn check_rules(session: &Session, table: &str, columns: &SchemaRef, r
     ready.check(&[RecordBatch::new_empty(Arc::clone(columns))])
 }
 
+/// Refuses a name that a table, a view or the server has.
+pub(crate) fn check_new_name(session: &Session, name: &TableRef) -> Result<()> {
+    if RESERVED_SCHEMAS.contains(&name.schema_name()) {
+        return Err(Error::invalid(format!("schema \"{}\" is reserved; use another", name.schema_name())));
+    }
+    let database = session.engine().database();
+    let taken = database.table(name.schema_name(), &name.name).is_some()
+        || session.catalog().model_table(name.schema_name(), &name.name).is_some();
+    if taken {
+        return Err(Error::new(ErrorKind::AlreadyExists, format!("a table \"{name}\" exists already; drop it first")));
+    }
+    continuous::refuse_name(session.catalog(), name)?;
+    views::refuse_name(session, name)
+}
+
 /// Drops tables, in order.
-pub(crate) async fn drop_tables(session: &Session, tables: &[TableRef], if_exists: bool) -> Result<Outcome> {
+pub(crate) async fn drop_tables(
+    session: &Session,
+    tables: &[TableRef],
+    if_exists: bool,
+    cascade: bool,
+) -> Result<Outcome> {
     for table in tables {
         match session.catalog().stored(table) {
             Ok(_) => {
-                continuous::refuse_dependents(session.catalog(), table)?;
+                views::drop_dependents(session, table, cascade, "dropped").await?;
                 session.catalog().drop_table(table, if_exists).await?;
                 if session.catalog().transaction().is_none() {
                     let database = session.engine().database();

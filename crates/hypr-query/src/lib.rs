@@ -10,6 +10,7 @@
 //! Deliberately absent: network protocols, model arithmetic, files.
 
 pub mod ai;
+mod alter;
 mod catalog;
 mod convert;
 pub mod copy;
@@ -38,6 +39,7 @@ mod statement;
 mod transaction;
 mod vector_search;
 mod versions;
+mod views;
 
 pub use ai::AiOptions;
 pub use dialect::split::{ScriptStatement, is_incomplete, split_statements};

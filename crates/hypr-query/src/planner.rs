@@ -26,6 +26,7 @@ use crate::catalog::{Catalog, StoredTable};
 use crate::dialect::Names;
 use crate::dialect::types::HyprTypePlanner;
 use crate::sql_functions::{self, Templates};
+use crate::views::Definition;
 use crate::{CATALOG, DEFAULT_SCHEMA, TableRef, error, versions};
 
 /// What names mean in one statement beside the catalog.
@@ -59,16 +60,35 @@ impl Planner<'_> {
     /// [`Self::plan`] for a statement inside the bodies of the functions `calling`.
     pub(crate) async fn plan_within(
         &self,
+        statement: Statement,
+        overlay: Option<&Overlay>,
+        parameters: &[FieldRef],
+        calling: &mut Vec<String>,
+    ) -> Result<LogicalPlan> {
+        self.plan_inside(statement, overlay, parameters, calling, &[]).await
+    }
+
+    /// Plans the query of the last of `open`, views that are being planned within one another.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a view that reads itself.
+    pub(crate) async fn plan_view(&self, query: Statement, open: &[TableRef]) -> Result<LogicalPlan> {
+        Box::pin(self.plan_inside(query, None, &[], &mut Vec::new(), open)).await
+    }
+
+    async fn plan_inside(
+        &self,
         mut statement: Statement,
         overlay: Option<&Overlay>,
         parameters: &[FieldRef],
         calling: &mut Vec<String>,
+        open: &[TableRef],
     ) -> Result<LogicalPlan> {
         let templates = sql_functions::templates(self, &statement, calling).await?;
         sql_functions::place_arguments(&mut statement, &templates)?;
         let calls = !templates.is_empty();
         let statement = with_parameter_types(statement, parameters.len());
-        let context = self.resolve(&statement, overlay, parameters, templates).await?;
+        let context = self.resolve(&statement, overlay, parameters, templates, open).await?;
         let mut plan = SqlToRel::new_with_options(&context, parser_options())
             .statement_to_plan(statement)
             .map_err(error::from_datafusion)?;
@@ -89,6 +109,7 @@ impl Planner<'_> {
         overlay: Option<&Overlay>,
         parameters: &[FieldRef],
         templates: Templates,
+        open: &[TableRef],
     ) -> Result<Context<'_>> {
         let references = self.state.resolve_table_references(statement).map_err(error::from_datafusion)?;
         let mut tables = HashMap::with_capacity(references.len());
@@ -99,7 +120,10 @@ impl Planner<'_> {
             }
             let source = match overlay.and_then(|overlay| overlay.sources.get(&table)) {
                 Some(source) => Some(Arc::clone(source)),
-                None => self.source(&reference).await?,
+                None => match self.catalog.view(&table)? {
+                    Some(view) => Some(self.view(&table, &view, open).await?),
+                    None => self.source(&reference).await?,
+                },
             };
             if let Some(source) = source {
                 tables.insert(table, source);
@@ -132,6 +156,16 @@ impl Planner<'_> {
             .and_then(|expr| simplifier.simplify(expr))
             .and_then(|expr| create_physical_expr(&expr, schema, self.state.execution_props()))
             .map_err(error::from_datafusion)
+    }
+
+    /// A view as the plan of its query.
+    async fn view(&self, name: &TableRef, view: &Definition, open: &[TableRef]) -> Result<Arc<dyn TableSource>> {
+        if open.contains(name) {
+            return Err(Error::invalid(format!("view \"{name}\" would read itself")));
+        }
+        let open = [open, std::slice::from_ref(name)].concat();
+        let plan = view.shown(self.plan_view(view.statement()?, &open).await?)?;
+        Ok(provider_as_source(Arc::new(ViewTable::new(plan, None))))
     }
 
     async fn source(&self, reference: &TableReference) -> Result<Option<Arc<dyn TableSource>>> {

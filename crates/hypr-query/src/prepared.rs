@@ -11,6 +11,7 @@ use datafusion::sql::parser::Statement;
 use datafusion::sql::sqlparser::ast::{ObjectName, ObjectType, Statement as Sql, TableFactor, TableWithJoins};
 use hypr_common::{Error, Result};
 
+use crate::alter::AlterTable;
 use crate::copy::CopyStatement;
 use crate::dialect::ddl::{self, CreateTable};
 use crate::dialect::procedure::Procedure;
@@ -21,6 +22,7 @@ use crate::series::statement::SeriesStatement;
 use crate::sql_functions::CreateFunction;
 use crate::transaction::Control;
 use crate::versions::VersionStatement;
+use crate::views::CreateView;
 use crate::{DEFAULT_SCHEMA, StatementKind, TableRef, error, functions};
 
 /// A parsed statement, what it does and what it takes.
@@ -38,13 +40,27 @@ pub(crate) enum Action {
     Query,
     Change(Box<Change>),
     CreateTable(Box<CreateTable>),
-    DropTable { tables: Vec<TableRef>, if_exists: bool },
     CreateFunction(Box<CreateFunction>),
-    DropFunction { names: Vec<String>, if_exists: bool },
+    DropFunction {
+        names: Vec<String>,
+        if_exists: bool,
+    },
     Series(Box<SeriesStatement>),
     CreateIndex(Box<CreateVectorIndex>),
     CreateTextIndex(Box<CreateTextIndex>),
-    DropIndex { indexes: Vec<TableRef>, if_exists: bool },
+    DropIndex {
+        indexes: Vec<TableRef>,
+        if_exists: bool,
+    },
+    AlterTable(Box<AlterTable>),
+    CreateView(Box<CreateView>),
+    /// Tables, or views.
+    Drop {
+        names: Vec<TableRef>,
+        views: bool,
+        if_exists: bool,
+        cascade: bool,
+    },
     Control(Control),
     Version(Box<VersionStatement>),
     Copy(Box<CopyStatement>),
@@ -87,12 +103,17 @@ impl Action {
                 create.table.schema.get_or_insert_with(|| DEFAULT_SCHEMA.to_owned());
                 Self::CreateIndex(Box::new(create))
             }
+            Sql::AlterTable(alter) => Self::AlterTable(Box::new(AlterTable::new(alter)?)),
+            Sql::CreateView(create) => Self::CreateView(Box::new(CreateView::new(create)?)),
             Sql::Drop { object_type: ObjectType::Index, names, if_exists, .. } => {
                 Self::DropIndex { indexes: names.iter().map(qualified).collect::<Result<_>>()?, if_exists: *if_exists }
             }
-            Sql::Drop { names, if_exists, .. } => {
-                Self::DropTable { tables: names.iter().map(qualified).collect::<Result<_>>()?, if_exists: *if_exists }
-            }
+            Sql::Drop { object_type, names, if_exists, cascade, .. } => Self::Drop {
+                names: names.iter().map(qualified).collect::<Result<_>>()?,
+                views: *object_type == ObjectType::View,
+                if_exists: *if_exists,
+                cascade: *cascade,
+            },
             sql => match Procedure::of(sql) {
                 Some(procedure) => Self::of_procedure(procedure)?,
                 None => Self::Query,
@@ -118,7 +139,9 @@ impl Action {
             Action::Copy(_) => StatementKind::Update,
             Action::CreateTable(create) if create.query.is_some() => StatementKind::Update,
             Action::CreateTable(_)
-            | Action::DropTable { .. }
+            | Action::AlterTable(_)
+            | Action::CreateView(_)
+            | Action::Drop { .. }
             | Action::CreateIndex(_)
             | Action::CreateTextIndex(_)
             | Action::DropIndex { .. }

@@ -90,7 +90,9 @@ impl Session {
                 result_schema = returned.unwrap_or(result_schema);
             }
             Action::CreateTable(_)
-            | Action::DropTable { .. }
+            | Action::AlterTable(_)
+            | Action::CreateView(_)
+            | Action::Drop { .. }
             | Action::CreateFunction(_)
             | Action::DropFunction { .. }
             | Action::Series(_)
@@ -185,9 +187,16 @@ impl Session {
             Action::CreateIndex(create) => crate::vector_search::ddl::create_index(self, create).await,
             Action::CreateTextIndex(create) => crate::index_ddl::create(self, create).await,
             Action::DropIndex { indexes, if_exists } => crate::index_ddl::drop(self, indexes, *if_exists).await,
-            Action::DropTable { tables, if_exists } => crate::ddl::drop_tables(self, tables, *if_exists).await,
             Action::CreateFunction(create) => sql_functions::create(self, create).await,
             Action::DropFunction { names, if_exists } => sql_functions::drop_functions(self, names, *if_exists).await,
+            Action::AlterTable(alter) => alter.run(self).await,
+            Action::CreateView(create) => create.run(self).await,
+            Action::Drop { names, views: true, if_exists, cascade } => {
+                crate::views::drop_views(self, names, *if_exists, *cascade).await
+            }
+            Action::Drop { names, views: false, if_exists, cascade } => {
+                crate::ddl::drop_tables(self, names, *if_exists, *cascade).await
+            }
             Action::Series(statement) => statement.run(self).await,
             Action::Control(control) => self.control(control).await,
             Action::Version(statement) => Box::pin(versions::run(self, statement)).await,
@@ -276,6 +285,7 @@ impl dialect::Names for Session {
     fn is_table(&self, name: &str) -> bool {
         self.catalog().stored(&crate::TableRef::bare(name)).is_ok()
             || self.catalog().model_table(crate::DEFAULT_SCHEMA, name).is_some()
+            || crate::views::is_view(self, &crate::TableRef::bare(name))
     }
 
     fn is_model(&self, name: &str) -> bool {

@@ -104,7 +104,7 @@ pub struct TableInfo {
     pub schema_name: String,
     /// Its name.
     pub name: String,
-    /// `TABLE` or `SYSTEM TABLE`.
+    /// `TABLE`, `VIEW` or `SYSTEM TABLE`.
     pub table_type: &'static str,
     /// Its columns, with logical types in field metadata (see `hypr_common::types`).
     pub columns: SchemaRef,

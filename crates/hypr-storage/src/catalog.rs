@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::disk::{self, Disk};
+use crate::evolution::{Layout, decode_fills};
 use crate::objects::CatalogObject;
 use crate::schema::{self, StoredColumn};
 
@@ -50,6 +51,14 @@ pub(crate) struct StoredTable {
     columns: Vec<StoredColumn>,
     primary_key: Vec<String>,
     options: BTreeMap<String, String>,
+    /// The number of each column, see [`crate::evolution`]; none when each has its position.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    column_ids: Vec<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    next_column_id: Option<u32>,
+    /// By number, what rows hold that were written before the column was there.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) fills: BTreeMap<String, String>,
 }
 
 impl StoredTable {
@@ -62,7 +71,36 @@ impl StoredTable {
             columns: schema::store(&definition.columns)?,
             primary_key: definition.primary_key.clone(),
             options: definition.options.clone(),
+            column_ids: Vec::new(),
+            next_column_id: None,
+            fills: BTreeMap::new(),
         })
+    }
+
+    /// The same table after an `ALTER`.
+    pub(crate) fn altered(
+        &self,
+        definition: &TableDefinition,
+        column_ids: Vec<u32>,
+        next_column_id: u32,
+        fills: BTreeMap<String, String>,
+    ) -> Result<Self> {
+        let next_column_id = Some(next_column_id);
+        Ok(Self { column_ids, next_column_id, fills, ..Self::new(self.id, self.uuid, definition)? })
+    }
+
+    pub(crate) fn column_ids(&self) -> Vec<u32> {
+        if self.column_ids.is_empty() { (0..self.columns.len() as u32).collect() } else { self.column_ids.clone() }
+    }
+
+    /// The number of the next column that is added.
+    pub(crate) fn next_column_id(&self) -> u32 {
+        self.next_column_id.unwrap_or(self.columns.len() as u32)
+    }
+
+    pub(crate) fn layout(&self) -> Result<Layout> {
+        let fills = decode_fills(&self.fills)?;
+        Ok(Layout { columns: schema::load(&self.columns), ids: self.column_ids(), fills })
     }
 
     pub(crate) fn definition(&self) -> TableDefinition {
@@ -80,10 +118,25 @@ impl StoredTable {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "change", rename_all = "snake_case")]
 pub(crate) enum CatalogChange {
-    CreateTable { table: StoredTable },
-    DropTable { id: u32 },
-    PutObject { object: CatalogObject },
-    DropObject { kind: String, schema_name: String, name: String },
+    CreateTable {
+        table: StoredTable,
+    },
+    DropTable {
+        id: u32,
+    },
+    /// `before` says what the rows before this change look like.
+    AlterTable {
+        before: Box<StoredTable>,
+        table: Box<StoredTable>,
+    },
+    PutObject {
+        object: CatalogObject,
+    },
+    DropObject {
+        kind: String,
+        schema_name: String,
+        name: String,
+    },
 }
 
 impl CatalogChange {

@@ -44,7 +44,7 @@ impl Inner {
     pub(crate) async fn compact_all(&self) -> Result<()> {
         let mut result = Ok(());
         for table in self.catalog.tables().iter().map(|table| &table.shared) {
-            if table.damage().is_some() || table.dropped.load(Ordering::Acquire) {
+            if table.damage().is_some() || table.refuse_retired().is_err() {
                 continue;
             }
             if let Err(error) = self.compact(table).await {
@@ -72,14 +72,16 @@ impl Inner {
         let name = table.definition.qualified_name();
         tracing::debug!(table = %name, fragments = chosen.len(), "a compaction begins");
         let written = self.lance.rewrite(&dataset, &chosen, clustering, self.target_rows(table)).await?;
+        let columns = dataset.schema().clone();
         drop(dataset);
         let _flushing = table.flushing.lock().await;
-        if table.dropped.load(Ordering::Acquire) {
+        if table.refuse_retired().is_err() {
+            self.lance.discard(&table.dir.path, &written);
             return Ok(false);
         }
         self.finish_earlier_flush(table).await?;
         let Some((current, lsn)) = table.tail.lock().flushed() else { return Ok(false) };
-        let (chosen, written) = if chosen.is_unchanged_in(&current) {
+        let (chosen, written) = if chosen.is_unchanged_in(&current) && *current.schema() == columns {
             (chosen, written)
         } else {
             self.lance.discard(&table.dir.path, &written);

@@ -13,10 +13,12 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::Notify;
 use uuid::Uuid;
 
+use crate::alter::Still;
 use crate::catalog::{CatalogChange, Checkpoint, StoredTable, TableDefinition};
 use crate::compaction;
 use crate::constraints::Constraints;
 use crate::disk::Disk;
+use crate::evolution::Layout;
 use crate::flush;
 use crate::lance_store::LanceStore;
 use crate::models::ModelStore;
@@ -47,7 +49,7 @@ pub(crate) struct Inner {
     flush_wanted: Arc<Notify>,
     pub(crate) compaction_wanted: Arc<Notify>,
     /// One catalog change at a time.
-    ddl: tokio::sync::Mutex<()>,
+    ddl: Arc<tokio::sync::Mutex<()>>,
     /// Bytes that open transactions hold.
     transaction_bytes: Arc<AtomicUsize>,
     closed: AtomicBool,
@@ -138,7 +140,7 @@ impl Database {
             log,
             flush_wanted,
             compaction_wanted: Arc::default(),
-            ddl: tokio::sync::Mutex::default(),
+            ddl: Arc::default(),
             transaction_bytes: Arc::default(),
             closed: AtomicBool::new(false),
             options,
@@ -230,8 +232,8 @@ impl Database {
     }
 
     /// Holds off other changes of the catalog.
-    pub(crate) async fn lock_catalog(&self) -> tokio::sync::MutexGuard<'_, ()> {
-        self.inner.ddl.lock().await
+    pub(crate) async fn lock_catalog(&self) -> tokio::sync::OwnedMutexGuard<()> {
+        Arc::clone(&self.inner.ddl).lock_owned().await
     }
 
     pub(crate) fn with_objects<T>(&self, read: impl FnOnce(&BTreeMap<ObjectKey, CatalogObject>) -> T) -> T {
@@ -315,6 +317,12 @@ impl Inner {
 pub(crate) enum CatalogEdit {
     Create(Arc<Table>),
     Drop(Arc<Table>),
+    Alter {
+        before: Arc<Table>,
+        after: Arc<Table>,
+        /// Until the change is applied nobody writes by the old handle, or starts to.
+        _still: Still,
+    },
     PutObject(CatalogObject),
     DropObject(ObjectKey),
 }
@@ -341,6 +349,13 @@ impl Effect for CatalogEffect {
                 table.shared.dropped.store(true, Ordering::Release);
                 table.shared.dir.dropped.store(true, Ordering::Release);
                 table.shared.flushed.notify_waiters();
+            }
+            CatalogEdit::Alter { before, after, .. } => {
+                let key = |table: &Table| (table.definition().schema_name.clone(), table.definition().name.clone());
+                state.tables.remove(&key(&before));
+                state.tables.insert(key(&after), after);
+                before.shared.altered.store(true, Ordering::Release);
+                before.shared.flushed.notify_waiters();
             }
             CatalogEdit::PutObject(object) => drop(state.objects.insert(object.key(), object)),
             CatalogEdit::DropObject(key) => drop(state.objects.remove(&key)),
@@ -405,12 +420,16 @@ fn held(dir: &Path) -> Error {
     Error::new(ErrorKind::Unavailable, format!("the data directory {} is in use by {holder}", dir.display()))
 }
 
+/// By table, in log order: the position of each `ALTER` in the log and what rows before it look like.
+type Alterations = HashMap<u32, Vec<(u64, Layout)>>;
+
 /// The catalog after the log, without its tables' rows.
 pub(crate) struct RecoveredCatalog {
     state: CatalogState,
     pub(crate) tables: HashMap<u32, StoredTable>,
     /// Where in the log the tables were created that are created there.
     pub(crate) created: HashMap<u32, u64>,
+    alterations: Alterations,
 }
 
 pub(crate) fn recover_catalog(
@@ -427,12 +446,15 @@ pub(crate) fn recover_catalog(
         objects: checkpoint.objects.into_iter().map(|object| (object.key(), object)).collect(),
     };
     let mut tables: HashMap<u32, StoredTable> = checkpoint.tables.into_iter().map(|t| (t.id, t)).collect();
-    let mut created = HashMap::new();
+    let (mut created, mut alterations) = (HashMap::new(), Alterations::new());
     replay(disk, log_dir, torn, |frames| {
         for frame in frames.iter().filter(|frame| frame.kind == FrameKind::Ddl) {
             let change = CatalogChange::decode(frame.payload)?;
             if let CatalogChange::CreateTable { table } = &change {
                 created.insert(table.id, frame.lsn);
+            }
+            if let CatalogChange::AlterTable { before, .. } = &change {
+                alterations.entry(before.id).or_default().push((frame.lsn, before.layout()?));
             }
             if frame.lsn <= checkpoint.lsn {
                 continue;
@@ -444,6 +466,7 @@ pub(crate) fn recover_catalog(
                     tables.insert(table.id, table);
                 }
                 CatalogChange::DropTable { id } => drop(tables.remove(&id)),
+                CatalogChange::AlterTable { table, .. } => drop(tables.insert(table.id, *table)),
                 CatalogChange::PutObject { object } => drop(state.objects.insert(object.key(), object)),
                 CatalogChange::DropObject { kind, schema_name, name } => {
                     state.objects.remove(&(kind, schema_name, name));
@@ -452,7 +475,7 @@ pub(crate) fn recover_catalog(
         }
         Ok(())
     })?;
-    Ok(RecoveredCatalog { state, tables, created })
+    Ok(RecoveredCatalog { state, tables, created, alterations })
 }
 
 pub(crate) async fn open_tables(
@@ -493,7 +516,9 @@ pub(crate) fn recover_rows(
             let id = frame.table_id()?;
             match (tables.get(&id), positions.get(&id)) {
                 (Some(table), Some(position)) if last.lsn > *position && table.damage().is_none() => {
-                    recover_frame(table, frame, changes.entry(id).or_default())?;
+                    let altered = catalog.alterations.get(&id).into_iter().flatten().find(|(lsn, _)| *lsn > frame.lsn);
+                    let layout = altered.map_or(&table.layout, |(_, before)| before);
+                    recover_frame(table, layout, frame, changes.entry(id).or_default())?;
                 }
                 (None, _) if id >= catalog.state.next_table_id => _ = strangers.insert(id, frame.lsn),
                 // Flushed, of a damaged table, or of a table that was dropped later.
@@ -525,14 +550,25 @@ pub(crate) fn recover_rows(
     Ok(recovered)
 }
 
-fn recover_frame(table: &TableShared, frame: &FrameRef<'_>, change: &mut (Vec<TailBatch>, Vec<u64>)) -> Result<()> {
+/// `layout` is that of the rows in the frame.
+fn recover_frame(
+    table: &TableShared,
+    layout: &Layout,
+    frame: &FrameRef<'_>,
+    change: &mut (Vec<TailBatch>, Vec<u64>),
+) -> Result<()> {
     if frame.kind == FrameKind::Delete {
         change.1.extend(frame.decode_delete()?.1);
         return Ok(());
     }
     let (_, mut next, batches) = frame.decode_rows()?;
     for batch in batches {
-        change.0.push(TailBatch::new(table.number_rows(&batch, next)?, frame.len()));
+        let columns = match layout == &table.layout {
+            true => batch.columns().to_vec(),
+            false => table.layout.adopt(batch.columns(), batch.num_rows(), layout)?,
+        };
+        let rows = table.number_columns(columns, batch.num_rows(), next)?;
+        change.0.push(TailBatch::new(rows, frame.len()));
         next += batch.num_rows() as u64;
     }
     table.next_row_id.fetch_max(next, Ordering::AcqRel);

@@ -13,9 +13,9 @@ use arrow_array::RecordBatch;
 use hypr_common::{Error, Result};
 
 use crate::database::Inner;
+use crate::evolution::{Evolution, lance_schema};
 use crate::lance_store::Stamp;
 use crate::options::FlushStep;
-use crate::schema::lance_schema;
 use crate::table::{Superseded, TableShared};
 use crate::tail::{Frozen, live_rows};
 
@@ -77,10 +77,11 @@ impl Inner {
 
     async fn flush_table(&self, table: &Arc<TableShared>) -> Result<()> {
         let _guard = table.flushing.lock().await;
-        if table.dropped.load(Ordering::Acquire) {
+        if table.refuse_retired().is_err() {
             return Ok(());
         }
         self.finish_earlier_flush(table).await?;
+        self.evolve(table).await?;
         let Some(frozen) = table.tail.lock().freeze() else { return Ok(()) };
         let name = table.definition.qualified_name();
         tracing::debug!(table = %name, lsn = frozen.lsn, "a flush begins");
@@ -94,9 +95,9 @@ impl Inner {
             None if rows.is_empty() => Vec::new(),
             None => vec![rows],
         };
-        let schema = lance_schema(&table.definition.columns);
         let dir = &table.dir.path;
         let dataset = frozen.dataset.as_ref();
+        let schema = lance_schema(dataset.map(AsRef::as_ref), &table.layout);
         let transaction = self.lance.prepare_flush(dir, dataset, &schema, rows, &frozen.dead, stamp).await?;
         self.reached(FlushStep::Written)?;
         let committed = self.lance.commit(dir, dataset, transaction).await?;
@@ -124,6 +125,17 @@ impl Inner {
         let transaction = self.lance.prepare_flush(&table.dir.path, None, &schema, Vec::new(), &[], stamp).await?;
         let created = self.lance.commit(&table.dir.path, None, transaction).await?;
         self.install(table, created, false);
+        Ok(())
+    }
+
+    /// Gives the Lance version the columns of the table before rows with those columns are written.
+    async fn evolve(&self, table: &Arc<TableShared>) -> Result<()> {
+        let flushed = table.tail.lock().flushed();
+        let Some((dataset, lsn)) = flushed else { return Ok(()) };
+        let Some(evolution) = Evolution::of(&dataset, &table.layout) else { return Ok(()) };
+        let stamp = Stamp { lsn, next_row_id: table.next_row_id.load(Ordering::Acquire) };
+        let evolved = Box::pin(self.lance.evolve(&table.dir.path, &dataset, evolution, &table.layout, stamp)).await?;
+        self.install(table, evolved, false);
         Ok(())
     }
 
@@ -175,7 +187,7 @@ pub(crate) async fn learn_zones(table: &TableShared) {
 
 /// The live rows of a frozen prefix in the form Lance keeps.
 fn rows_to_write(table: &TableShared, frozen: &Frozen) -> Result<Vec<RecordBatch>> {
-    let schema = lance_schema(&table.definition.columns);
+    let schema = lance_schema(frozen.dataset.as_deref(), &table.layout);
     let mut batches = Vec::with_capacity(frozen.batches.len());
     for batch in &frozen.batches {
         let live = live_rows(&batch.rows, &frozen.dead)?;

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use arrow_array::RecordBatch;
 use arrow_array::cast::AsArray;
 use arrow_array::types::UInt64Type;
-use arrow_schema::SchemaRef;
+use arrow_schema::{Schema, SchemaRef};
 use datafusion::common::DataFusionError;
 use datafusion::prelude::{col, lit};
 use futures::TryStreamExt;
@@ -24,7 +24,7 @@ use lance::Dataset;
 use lance::dataset::builder::DatasetBuilder;
 use lance::dataset::cleanup::CleanupPolicy;
 use lance::dataset::transaction::{Operation, Transaction, TransactionBuilder, UpdateMode};
-use lance::dataset::{CommitBuilder, InsertBuilder, ReadParams, WriteMode, WriteParams};
+use lance::dataset::{BatchUDF, CommitBuilder, InsertBuilder, NewColumnTransform, ReadParams, WriteMode, WriteParams};
 use lance::session::Session;
 use lance_io::object_store::{ObjectStoreParams, WrappingObjectStore};
 use lance_table::format::Fragment;
@@ -35,6 +35,7 @@ use crate::ROW_ID_COLUMN;
 use crate::checksums::{Checksums, DamagedFile, Verified};
 use crate::clustering::Clustering;
 use crate::disk::Disk;
+use crate::evolution::{Evolution, Layout};
 use crate::scan::batch_rows;
 use crate::tail::{DeadRows, is_dead};
 
@@ -209,7 +210,7 @@ impl LanceStore {
         }
     }
 
-    /// Writes (and syncs) the files of a flush. `rows` have the schema [`crate::schema::lance_schema`] and come in
+    /// Writes (and syncs) the files of a flush. `rows` have the schema [`crate::evolution::lance_schema`] and come in
     /// groups, which share no fragment.
     pub(crate) async fn prepare_flush(
         &self,
@@ -374,6 +375,38 @@ impl LanceStore {
                 table.forget(&format!("data/{}", file.path));
             }
         }
+    }
+
+    /// Gives `dataset` the columns of `layout`. What was done before a crash is found done.
+    pub(crate) async fn evolve(
+        &self,
+        dir: &Path,
+        dataset: &Arc<Dataset>,
+        evolution: Evolution,
+        layout: &Layout,
+        stamp: Stamp,
+    ) -> Result<Dataset> {
+        let failed = |e| lance_error("changing the columns of a table", e);
+        let mut evolved = dataset.as_ref().clone();
+        for column in evolution.added {
+            let schema = Arc::new(Schema::new(vec![column.field.clone()]));
+            let transform = match &column.from {
+                None if !layout.has_fill(column.at) => NewColumnTransform::AllNulls(schema),
+                _ => NewColumnTransform::BatchUDF(BatchUDF {
+                    mapper: column.mapper(layout.clone(), Arc::clone(&schema)),
+                    output_schema: schema,
+                    result_checkpoint: None,
+                }),
+            };
+            let read = vec![column.from.clone().unwrap_or_else(|| ROW_ID_COLUMN.to_owned())];
+            evolved.add_columns(transform, Some(read), None).await.map_err(failed)?;
+        }
+        let schema = Evolution::target(&evolved, layout)?;
+        let operation = Operation::Project { schema, preserves_nullability: true };
+        let transaction = TransactionBuilder::new(evolved.manifest().version, operation)
+            .transaction_properties(Some(stamp.properties()))
+            .build();
+        self.commit(dir, Some(&Arc::new(evolved)), transaction).await
     }
 
     /// Removes versions before `before_version`, and files that only they use. The newest stays, and with

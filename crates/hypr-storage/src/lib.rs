@@ -17,6 +17,7 @@
 //! snapshot between two commits; every queue is bounded.
 //! Deliberately absent: SQL planning (only filter and projection pushdown), and any network.
 
+mod alter;
 pub mod ann;
 mod bulk;
 mod catalog;
@@ -27,6 +28,7 @@ mod compaction;
 mod constraints;
 mod database;
 pub mod disk;
+mod evolution;
 mod flush;
 mod key_index;
 mod lance_store;
@@ -47,6 +49,7 @@ mod validate;
 mod versions;
 mod wal;
 
+pub use alter::{Alteration, TableChange};
 pub use ann::{NearestRequest, PinnedTable};
 pub use catalog::TableDefinition;
 pub use check::{CheckReport, Finding, Severity, check};

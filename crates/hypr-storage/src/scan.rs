@@ -4,8 +4,8 @@ use std::fmt;
 use std::sync::Arc;
 
 use arrow_array::RecordBatch;
-use arrow_schema::{Schema, SchemaRef};
-use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
+use arrow_schema::{Field, Schema, SchemaRef};
+use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
 use datafusion::common::{DataFusionError, Statistics, stats::Precision};
 use datafusion::execution::TaskContext;
 use datafusion::logical_expr::{Expr, Operator, TableProviderFilterPushDown};
@@ -23,6 +23,7 @@ use lance_table::format::Fragment;
 
 use crate::ROW_ID_COLUMN;
 use crate::checksums::DamagedFile;
+use crate::evolution::{Layout, Physical, assemble, physical_columns, stored_fields};
 use crate::lance_store::{lance_error, scan_error};
 use crate::schema::{bare, row_id_field};
 use crate::table::TableShared;
@@ -89,6 +90,21 @@ pub(crate) async fn plan_snapshot(
     plan_parts(table, snapshot, partitions, parts).await
 }
 
+/// Plans a scan in which every column may be NULL, for columns whose NULLs are looked for.
+pub(crate) async fn plan_nullable(
+    table: &TableShared,
+    state: &dyn datafusion::catalog::Session,
+    projection: Vec<usize>,
+) -> Result<Arc<dyn ExecutionPlan>> {
+    let fields = table.definition.columns.project(&projection)?.fields().to_vec();
+    let fields: Vec<Field> = fields.iter().map(|field| field.as_ref().clone().with_nullable(true)).collect();
+    let output = Arc::new(Schema::new(fields));
+    let snapshot = table.snapshot();
+    let reads = Reads::all(&snapshot);
+    let parts = Parts { projection, with_row_id: false, filters: Vec::new(), limit: None, output, reads };
+    plan_parts(table, snapshot, state.config().target_partitions(), parts).await
+}
+
 /// Plans a scan of `snapshot` for the rows that `filter`, which may be about the row id, lets through. The tail
 /// is not filtered.
 pub(crate) async fn plan_flushed(
@@ -119,7 +135,13 @@ async fn plan_parts(
     partitions: usize,
     parts: Parts,
 ) -> Result<Arc<dyn ExecutionPlan>> {
+    let physical = match &snapshot.dataset {
+        Some(dataset) => physical_columns(dataset, &table.layout),
+        None => Vec::new(),
+    };
     let scan = Scan {
+        layout: table.layout.clone(),
+        physical,
         table: table.definition.qualified_name(),
         row_id_at: table.definition.columns.fields().len(),
         projection: parts.projection,
@@ -175,6 +197,9 @@ pub(crate) fn supports_filter(schema: &Schema, filter: &Expr) -> TableProviderFi
 #[derive(Clone, Debug)]
 struct Scan {
     table: String,
+    layout: Layout,
+    /// What the Lance version has of each column of the table.
+    physical: Vec<Option<Physical>>,
     /// Position of the row id in the stored columns.
     row_id_at: usize,
     projection: Vec<usize>,
@@ -216,9 +241,9 @@ impl Scan {
     async fn lance_plan(&self, dataset: &Arc<Dataset>, fragments: Vec<Fragment>) -> Result<Arc<dyn ExecutionPlan>> {
         let failed = |e| lance_error(&format!("scanning {}", self.table), e);
         let mut scanner = dataset.scan();
-        let mut fields: Vec<_> = self.output.fields().iter().filter(|f| f.name() != ROW_ID_COLUMN).cloned().collect();
+        let mut fields = stored_fields(&self.physical, &self.projection);
         if self.needs_row_id() {
-            fields.push(Arc::new(row_id_field()));
+            fields.push(row_id_field());
         }
         // By schema and not by name: Lance reads names as expressions.
         let columns = lance_core::datatypes::Schema::try_from(&bare(&Schema::new(fields))).map_err(failed)?;
@@ -227,9 +252,9 @@ impl Scan {
             .map_err(failed)?
             .batch_size(self.batch_rows(&fragments))
             .with_fragments(fragments);
-        if let Some(filter) =
-            datafusion::logical_expr::utils::conjunction(self.filters.iter().cloned().map(unqualified))
-        {
+        if let Some(filter) = datafusion::logical_expr::utils::conjunction(
+            self.filters.iter().filter_map(|filter| self.stored_filter(filter)),
+        ) {
             scanner.filter_expr(filter);
         }
         if self.snapshot.dead.is_empty() && self.filters.is_empty() {
@@ -248,13 +273,38 @@ impl Scan {
 
     /// Lance cannot project zero columns; the row id is the cheapest one.
     fn needs_row_id(&self) -> bool {
-        self.with_row_id || !self.snapshot.dead.is_empty() || self.projection.is_empty()
+        self.with_row_id
+            || !self.snapshot.dead.is_empty()
+            || self.projection.iter().all(|at| self.physical.get(*at).is_none_or(Option::is_none))
+    }
+
+    /// A filter by the names that Lance knows; none where it lacks a column or has it with another type.
+    fn stored_filter(&self, filter: &Expr) -> Option<Expr> {
+        let mut known = true;
+        let renamed = filter.clone().transform(|expr| {
+            let Expr::Column(column) = &expr else { return Ok(Transformed::no(expr)) };
+            let stored = match self.layout.columns.index_of(&column.name) {
+                Ok(at) => self.physical[at]
+                    .as_ref()
+                    .filter(|stored| stored.data_type == *self.layout.columns.field(at).data_type())
+                    .map(|stored| stored.name.as_str()),
+                Err(_) => Some(column.name.as_str()).filter(|name| *name == ROW_ID_COLUMN),
+            };
+            known &= stored.is_some();
+            let name = stored.unwrap_or_default().to_owned();
+            Ok(Transformed::yes(Expr::Column(datafusion::common::Column::new_unqualified(name))))
+        });
+        renamed.ok().filter(|_| known).map(|renamed| renamed.data)
     }
 
     /// A batch of [`Self::lance_plan`] without dead rows, in the output's form.
     fn finish_lance(&self, batch: &RecordBatch) -> Result<RecordBatch, DataFusionError> {
         let batch = if self.needs_row_id() { live_rows(batch, &self.snapshot.dead)? } else { batch.clone() };
-        let columns = batch.columns()[..self.output.fields().len()].to_vec();
+        let assembled = assemble(&self.layout, &self.physical, &self.projection, batch.columns(), batch.num_rows());
+        let mut columns = assembled.map_err(|error| DataFusionError::External(Box::new(error)))?;
+        if self.with_row_id {
+            columns.extend(batch.columns().last().cloned());
+        }
         self.output_batch(columns, batch.num_rows())
     }
 

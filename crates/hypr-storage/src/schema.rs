@@ -240,12 +240,6 @@ pub(crate) fn with_row_id(schema: &Schema) -> SchemaRef {
     Arc::new(Schema::new(fields))
 }
 
-/// The schema inside Lance: [`with_row_id`] without field metadata, because Lance gives `arrow.json` a
-/// storage form of its own. The catalog restores the metadata on read.
-pub(crate) fn lance_schema(schema: &Schema) -> SchemaRef {
-    Arc::new(bare(&with_row_id(schema)))
-}
-
 /// `schema` without field metadata.
 pub(crate) fn bare(schema: &Schema) -> Schema {
     let fields = schema.fields().iter().map(|field| field.as_ref().clone().with_metadata(HashMap::new()));

@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock, Weak};
 
 use arc_swap::ArcSwap;
 use arrow_array::{ArrayRef, RecordBatch, UInt64Array};
-use arrow_schema::SchemaRef;
+use arrow_schema::{Schema, SchemaRef};
 use datafusion::prelude::SessionContext;
 use futures::TryStreamExt;
 use hypr_common::clock::Clock;
@@ -19,6 +19,7 @@ use crate::catalog::{StoredTable, TableDefinition};
 use crate::clustering::Clustering;
 use crate::constraints::Constraints;
 use crate::disk::Disk;
+use crate::evolution::Layout;
 use crate::key_index::{Claims, KeyIndex, KeyKind, Reservation};
 use crate::lance_store::{Stamp, TableDir, scan_error};
 use crate::row_feed::RowFeed;
@@ -40,7 +41,10 @@ pub(crate) struct TableShared {
     pub(crate) stored: StoredTable,
     pub(crate) definition: TableDefinition,
     pub(crate) constraints: Constraints,
-    /// The definition's columns and the row id.
+    /// The definition's columns with their numbers.
+    pub(crate) layout: Layout,
+    /// The definition's columns and the row id. Any column may be NULL: a row that is gone may be from before it
+    /// was NOT NULL.
     pub(crate) row_schema: SchemaRef,
     pub(crate) dir: Arc<TableDir>,
     pub(crate) tail: Mutex<Tail>,
@@ -48,7 +52,7 @@ pub(crate) struct TableShared {
     pub(crate) next_row_id: AtomicU64,
     pub(crate) clock: Arc<dyn Clock>,
     /// One flush or compaction at a time.
-    pub(crate) flushing: tokio::sync::Mutex<()>,
+    pub(crate) flushing: Arc<tokio::sync::Mutex<()>>,
     /// One compaction at a time.
     pub(crate) compacting: tokio::sync::Mutex<()>,
     /// Lance versions that may still be wanted, ascending.
@@ -57,6 +61,8 @@ pub(crate) struct TableShared {
     pub(crate) cleaned_version: AtomicU64,
     /// Set when the table was dropped: writers are refused, flushes stop.
     pub(crate) dropped: AtomicBool,
+    /// Set when the table goes on as another handle: writers are refused, flushes stop.
+    pub(crate) altered: AtomicBool,
     /// Woken after each flush, for writers that wait for room.
     pub(crate) flushed: Notify,
     /// Why the table cannot be used, set once when the directory is opened.
@@ -76,27 +82,52 @@ impl TableShared {
     /// # Errors
     /// `Corrupted` for a definition that this crate did not write.
     pub(crate) fn new(stored: StoredTable, dir: PathBuf, disk: Arc<dyn Disk>, clock: Arc<dyn Clock>) -> Result<Self> {
-        let definition = stored.definition();
-        let constraints = Constraints::of(&definition)?;
-        let row_schema = with_row_id(&definition.columns);
-        let clustering = Clustering::of(&definition, &dir);
+        let clustering = Clustering::of(&stored.definition(), &dir);
         let dir = Arc::new(TableDir { path: dir, disk, dropped: AtomicBool::new(false), clustering });
-        let tail = Tail::new(None, 0);
+        Self::with_tail(stored, dir, clock, Tail::new(None, 0))
+    }
+
+    /// The state of the same table after an `ALTER`, which nobody else may change meanwhile.
+    pub(crate) fn altered(&self, stored: StoredTable) -> Result<Self> {
+        let layout = stored.layout()?;
+        let row_schema = tail_schema(&layout.columns);
+        let convert = |rows: &RecordBatch| -> Result<RecordBatch> {
+            let (ids, columns) =
+                rows.columns().split_last().ok_or_else(|| Error::internal("rows of a tail have no columns"))?;
+            let mut columns = layout.adopt(columns, rows.num_rows(), &self.layout)?;
+            columns.push(Arc::clone(ids));
+            Ok(RecordBatch::try_new(Arc::clone(&row_schema), columns)?)
+        };
+        let tail = self.tail.lock().converted(convert)?;
+        let altered = Self::with_tail(stored, Arc::clone(&self.dir), Arc::clone(&self.clock), tail)?;
+        altered.next_row_id.store(self.next_row_id.load(Ordering::Acquire), Ordering::Release);
+        altered.cleaned_version.store(self.cleaned_version.load(Ordering::Acquire), Ordering::Release);
+        altered.superseded.lock().clone_from(&self.superseded.lock());
+        altered.flush_error.lock().clone_from(&self.flush_error.lock());
+        Ok(altered)
+    }
+
+    fn with_tail(stored: StoredTable, dir: Arc<TableDir>, clock: Arc<dyn Clock>, tail: Tail) -> Result<Self> {
+        let (definition, layout) = (stored.definition(), stored.layout()?);
+        let constraints = Constraints::of(&definition)?;
+        let row_schema = tail_schema(&definition.columns);
         Ok(Self {
             snapshot: ArcSwap::from_pointee(tail.snapshot(&dir)),
             tail: Mutex::new(tail),
             stored,
             definition,
             constraints,
+            layout,
             row_schema,
             dir,
             next_row_id: AtomicU64::new(0),
             clock,
-            flushing: tokio::sync::Mutex::default(),
+            flushing: Arc::default(),
             compacting: tokio::sync::Mutex::default(),
             superseded: Mutex::default(),
             cleaned_version: AtomicU64::new(0),
             dropped: AtomicBool::new(false),
+            altered: AtomicBool::new(false),
             flushed: Notify::new(),
             damaged: OnceLock::new(),
             flush_error: Mutex::default(),
@@ -129,9 +160,17 @@ impl TableShared {
 
     /// The rows of one frame, numbered from `first_row_id`.
     pub(crate) fn number_rows(&self, batch: &RecordBatch, first_row_id: u64) -> Result<RecordBatch> {
-        let ids: ArrayRef =
-            Arc::new(UInt64Array::from_iter_values(first_row_id..first_row_id + batch.num_rows() as u64));
-        let mut columns = batch.columns().to_vec();
+        self.number_columns(batch.columns().to_vec(), batch.num_rows(), first_row_id)
+    }
+
+    /// Rows of the table's columns, numbered from `first_row_id`.
+    pub(crate) fn number_columns(
+        &self,
+        mut columns: Vec<ArrayRef>,
+        rows: usize,
+        first_row_id: u64,
+    ) -> Result<RecordBatch> {
+        let ids: ArrayRef = Arc::new(UInt64Array::from_iter_values(first_row_id..first_row_id + rows as u64));
         columns.push(ids);
         Ok(RecordBatch::try_new(Arc::clone(&self.row_schema), columns)?)
     }
@@ -172,12 +211,22 @@ impl TableShared {
         if self.dropped.load(Ordering::Acquire) {
             return Err(Error::not_found(format!("table {} was dropped", self.definition.qualified_name())));
         }
+        if self.altered.load(Ordering::Acquire) {
+            let message =
+                format!("table {} was altered while the statement ran; run it again", self.definition.qualified_name());
+            return Err(Error::new(ErrorKind::Conflict, message));
+        }
         Ok(())
     }
 }
 
+fn tail_schema(columns: &Schema) -> SchemaRef {
+    let fields = columns.fields().iter().map(|field| field.as_ref().clone().with_nullable(true));
+    with_row_id(&Schema::new(fields.collect::<Vec<_>>()))
+}
+
 /// A Lance version that is not the newest any more.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Superseded {
     pub(crate) version: u64,
     dataset: Weak<lance::Dataset>,
@@ -256,7 +305,13 @@ impl Table {
         }
     }
 
-    /// What `CREATE TABLE` said.
+    /// The table after an `ALTER`, over the same rows.
+    pub(crate) fn altered(&self, stored: StoredTable) -> Result<Self> {
+        let shared = Arc::new(self.shared.altered(stored)?);
+        Ok(Self::new(shared, Arc::clone(&self.log), Arc::clone(&self.flush_wanted), self.limits))
+    }
+
+    /// What `CREATE TABLE` said, and `ALTER TABLE` since.
     pub fn definition(&self) -> &TableDefinition {
         &self.shared.definition
     }
@@ -433,7 +488,8 @@ impl Table {
             drop(guard);
             let mut keys = self.keys.write().await;
             if keys.is_none() {
-                *keys = Some(self.build_indexes().await?);
+                // Boxed: every writer's future would hold the whole scan.
+                *keys = Some(Box::pin(self.build_indexes()).await?);
             }
         }
     }

@@ -250,6 +250,17 @@ impl Tail {
         &self.dead
     }
 
+    /// The same tail with other columns: `convert` makes them from the rows of a batch.
+    pub(crate) fn converted<E>(&self, convert: impl Fn(&RecordBatch) -> Result<RecordBatch, E>) -> Result<Self, E> {
+        let convert = |batch: &Arc<TailBatch>| Ok(Arc::new(TailBatch::new(convert(&batch.rows)?, batch.bytes)));
+        Ok(Self {
+            batches: self.batches.iter().map(convert).collect::<Result<_, E>>()?,
+            dataset: self.dataset.clone(),
+            dead: self.dead.clone(),
+            ..*self
+        })
+    }
+
     /// What readers see now.
     pub(crate) fn snapshot(&self, dir: &Arc<TableDir>) -> Snapshot {
         Snapshot {

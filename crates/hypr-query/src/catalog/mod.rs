@@ -18,6 +18,7 @@ use hypr_storage::{Database, Table, TableDefinition, Transaction};
 
 use crate::models::ModelTable;
 use crate::series::continuous;
+use crate::views::{self, Definition, ViewInfo};
 use crate::{CATALOG, DEFAULT_SCHEMA, TableInfo, TableRef, error, versions};
 
 pub(crate) use stored_table::StoredTable;
@@ -118,7 +119,16 @@ impl Catalog {
                 "\"{name}\" is a built-in table, filled by importing models; SQL cannot change it yet"
             )));
         }
-        Err(self.no_such_table(table))
+        match self.view(table)? {
+            Some(_) => Err(views::not_a_table(table)),
+            None => Err(self.no_such_table(table)),
+        }
+    }
+
+    /// The view of that name.
+    pub(crate) fn view(&self, name: &TableRef) -> Result<Option<Definition>> {
+        let object = self.database.object(views::KIND, name.schema_name(), &name.name);
+        object.as_ref().map(Definition::of).transpose()
     }
 
     pub(crate) fn no_such_table(&self, table: &TableRef) -> Error {
@@ -155,6 +165,11 @@ impl Catalog {
                 primary_key: table.primary_key(),
             })
         }));
+        infos.extend(self.database.objects(views::KIND).into_iter().filter_map(|object| {
+            let columns = Definition::of(&object).ok()?.schema;
+            let (schema_name, name) = (object.schema_name, object.name);
+            Some(TableInfo { schema_name, name, table_type: "VIEW", columns, primary_key: Vec::new() })
+        }));
         infos.sort_by(|a, b| (&a.schema_name, &a.name).cmp(&(&b.schema_name, &b.name)));
         infos
     }
@@ -163,7 +178,9 @@ impl Catalog {
     pub(crate) fn schemas(&self) -> Vec<String> {
         let mut names: BTreeSet<String> =
             self.stored_tables().iter().map(|table| table.definition().schema_name.clone()).collect();
-        names.extend(self.database.objects(continuous::KIND).into_iter().map(|view| view.schema_name));
+        for kind in [continuous::KIND, views::KIND] {
+            names.extend(self.database.objects(kind).into_iter().map(|view| view.schema_name));
+        }
         names.retain(|name| !continuous::is_reserved(name));
         names.insert(DEFAULT_SCHEMA.to_owned());
         names.into_iter().collect()
@@ -227,12 +244,18 @@ impl SchemaProvider for Schema {
         if let Some(view) = continuous::find(&self.catalog, &self.name, name).map_err(error::to_datafusion)? {
             return Ok(Some(Arc::new(view)));
         }
+        let reference = TableRef { schema: Some(self.name.clone()), name: name.to_owned() };
+        if let Some(view) = self.catalog.view(&reference).map_err(error::to_datafusion)? {
+            return Ok(Some(Arc::new(ViewInfo(view))));
+        }
         Ok(self.catalog.table_of(&self.name, name).map(|table| Arc::new(StoredTable::new(table)) as _))
     }
 
     fn table_exist(&self, name: &str) -> bool {
         self.catalog.model_table(&self.name, name).is_some()
             || self.catalog.table_of(&self.name, name).is_some()
-            || self.catalog.database.object(continuous::KIND, &self.name, name).is_some()
+            || [continuous::KIND, views::KIND]
+                .iter()
+                .any(|kind| self.catalog.database.object(kind, &self.name, name).is_some())
     }
 }

@@ -42,6 +42,8 @@ fn check_sql(sql: &Sql) -> Result<()> {
         | Sql::DropFunction(_)
         | Sql::CreateIndex(_)
         | Sql::Truncate(_)
+        | Sql::AlterTable(_)
+        | Sql::CreateView(_)
         | Sql::StartTransaction { .. }
         | Sql::Commit { .. }
         | Sql::Rollback { .. }
@@ -54,13 +56,11 @@ fn check_sql(sql: &Sql) -> Result<()> {
         | Sql::ShowFunctions { .. }
         | Sql::ExplainTable { .. }
         | Sql::Explain { .. } => return Ok(()),
-        Sql::Drop { object_type: ObjectType::Table | ObjectType::Index, .. } => return Ok(()),
+        Sql::Drop { object_type: ObjectType::Table | ObjectType::View | ObjectType::Index, .. } => return Ok(()),
         Sql::Call(_) if Procedure::of(sql).is_some() => return Ok(()),
-        Sql::CreateView(_) => "CREATE VIEW is not available yet",
         Sql::CreateSchema { .. } => {
             "CREATE SCHEMA is not available; CREATE TABLE schema.table makes the schema with its first table"
         }
-        Sql::AlterTable(_) => "ALTER TABLE is not available yet",
         Sql::Set(_) => "SET is not available",
         Sql::Prepare { .. } | Sql::Execute { .. } | Sql::Deallocate { .. } => {
             "PREPARE is not available as SQL; use the prepared statements of Flight SQL"

@@ -128,6 +128,14 @@ pub(super) fn of(session: &Session, table: &Table) -> Result<Option<Policy>> {
     }
 }
 
+/// The column that the policy of a table goes by, if it has one.
+///
+/// # Errors
+/// `InvalidInput` for a policy that does not fit the table.
+pub(crate) fn column(session: &Session, table: &Table) -> Result<Option<String>> {
+    Ok(of(session, table)?.map(|policy| policy.column))
+}
+
 /// Deletes the rows of `name` that are older than its policy at `now_us`, and returns their number.
 ///
 /// # Errors

@@ -4,6 +4,7 @@
 #![recursion_limit = "256"]
 
 mod ai;
+mod changes;
 mod clustering;
 mod docs;
 mod harness;

@@ -22,7 +22,7 @@ use super::{Answer, FlightStream, HyprFlightSql};
 use crate::error::{from_flight, to_status};
 
 /// The kinds of tables, sorted.
-const TABLE_TYPES: &[&str] = &["SYSTEM TABLE", "TABLE"];
+const TABLE_TYPES: &[&str] = &["SYSTEM TABLE", "TABLE", "VIEW"];
 
 /// Flight SQL's column metadata keys (FlightSql.proto, "Used for getting column metadata").
 const COLUMN_CATALOG: &str = "ARROW:FLIGHT:SQL:CATALOG_NAME";

@@ -32,6 +32,36 @@ async fn a_statement_runs_once_whichever_verb_carries_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_change_that_returns_rows_runs_at_the_first_reading_and_never_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path()).await;
+    let mut sql = server.client().await;
+    update(&mut sql, "CREATE TABLE t (id INT PRIMARY KEY, name TEXT)").await;
+    let insert = "INSERT INTO t VALUES (1, 'a'), (2, 'b') RETURNING upper(name) AS name";
+    let info = sql.execute(insert.to_owned(), None).await.unwrap();
+    assert_eq!(info.clone().try_decode_schema().unwrap().field(0).name(), "name");
+    assert_eq!(scalar(&mut sql, "SELECT count(*) FROM t").await, "0", "it does not run for its FlightInfo");
+    assert_eq!(rows(&read(&mut sql, info.clone()).await.unwrap()), 2);
+    update(&mut sql, "DELETE FROM t").await;
+    let again = status(read(&mut sql, info).await.unwrap_err());
+    assert_eq!(again.code(), Code::Aborted, "{again}");
+    assert_eq!(scalar(&mut sql, "SELECT count(*) FROM t").await, "0", "the second reading inserted rows");
+
+    // A ticket that is never read changes nothing; a prepared statement runs once for each FlightInfo.
+    sql.execute(insert.to_owned(), None).await.unwrap();
+    assert_eq!(scalar(&mut sql, "SELECT count(*) FROM t").await, "0");
+    let mut prepared = sql.prepare(insert.to_owned(), None).await.unwrap();
+    let info = prepared.execute().await.unwrap();
+    assert_eq!(rows(&read(&mut sql, info.clone()).await.unwrap()), 2);
+    assert_eq!(status(read(&mut sql, info).await.unwrap_err()).code(), Code::Aborted);
+    let upsert =
+        "INSERT INTO t VALUES (1, 'z'), (3, 'c') ON CONFLICT (id) DO UPDATE SET name = EXCLUDED.name RETURNING id";
+    assert_eq!(update(&mut sql, upsert).await, 2, "as an update it counts");
+    assert_eq!(scalar(&mut sql, "SELECT string_agg(name, '' ORDER BY id) FROM t").await, "zbc");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_query_is_planned_before_and_run_at_the_reading() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(dir.path()).await;

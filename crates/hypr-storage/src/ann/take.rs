@@ -9,8 +9,9 @@ use lance::dataset::ProjectionRequest;
 
 use super::nearest::PinnedTable;
 use super::places::Place;
+use crate::evolution::{assemble, physical_columns, stored_fields};
 use crate::lance_store::lance_error;
-use crate::schema::bare;
+use crate::schema::row_id_field;
 
 impl PinnedTable {
     /// The rows of these ids, in their order, with the columns at `projection` of the table's schema.
@@ -36,7 +37,7 @@ impl PinnedTable {
                 Place::Tail { .. } => None,
             })
             .collect();
-        let lance = if addresses.is_empty() { None } else { Some(self.take_lance(&addresses, &schema).await?) };
+        let lance = if addresses.is_empty() { None } else { Some(self.take_lance(&addresses, projection).await?) };
         if let Some(lance) = &lance
             && addresses.len() == found.len()
         {
@@ -48,16 +49,25 @@ impl PinnedTable {
         Ok(RecordBatch::try_new(schema, columns)?)
     }
 
-    async fn take_lance(&self, addresses: &[u64], schema: &Schema) -> Result<RecordBatch> {
+    /// The columns in the table's present form, whatever form Lance has them in.
+    async fn take_lance(&self, addresses: &[u64], projection: &[usize]) -> Result<RecordBatch> {
         let failed = |e| lance_error("reading rows", e);
         let dataset = self.snapshot.dataset.as_ref();
         let dataset = dataset.ok_or_else(|| Error::internal("a row has an address and its table no files"))?;
-        let columns = lance_core::datatypes::Schema::try_from(&bare(schema)).map_err(failed)?;
+        let layout = &self.shared.layout;
+        let physical = physical_columns(dataset, layout);
+        let mut fields = stored_fields(&physical, projection);
+        if fields.is_empty() {
+            // Lance cannot project zero columns.
+            fields.push(row_id_field());
+        }
+        let columns = lance_core::datatypes::Schema::try_from(&Schema::new(fields)).map_err(failed)?;
         let taken = dataset.take_rows(addresses, ProjectionRequest::from_schema(columns)).await.map_err(failed)?;
         if taken.num_rows() != addresses.len() {
             return Err(Error::internal(format!("{} rows were read of {}", taken.num_rows(), addresses.len())));
         }
-        Ok(taken)
+        let columns = assemble(layout, &physical, projection, taken.columns(), addresses.len())?;
+        Ok(RecordBatch::try_new(Arc::new(self.schema().project(projection)?), columns)?)
     }
 
     /// One column of rows that lie in Lance, in order, and in the tail.

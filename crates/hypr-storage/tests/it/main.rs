@@ -3,6 +3,7 @@
 // A failed helper is a failed test.
 #![allow(clippy::unwrap_used)]
 
+mod alter;
 mod corruption;
 mod faults;
 mod flushes;
