@@ -12,19 +12,20 @@
 use std::sync::Arc;
 
 use arrow_array::RecordBatch;
+use arrow_schema::SchemaRef;
 use datafusion::error::DataFusionError;
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use futures::{Stream, StreamExt};
-use hypr_common::{Error, Result};
+use hypr_common::{Error, ErrorKind, Result};
 use lance_table::format::Fragment;
 use parking_lot::Mutex;
 
 use crate::database::{Database, Inner};
+use crate::evolution::lance_schema;
 use crate::key_index::{KeyIndex, Reservation};
 use crate::lance_store::Stamp;
 use crate::options::FlushStep;
-use crate::schema::lance_schema;
 use crate::table::{KeyGuard, Mutation, Table, TableShared};
 
 /// The most bytes that go through the log as one commit.
@@ -77,10 +78,11 @@ impl Database {
     ) -> Result<u64> {
         let inner = self.inner();
         let shared = &table.shared;
-        let dataset = inner.some_dataset(shared).await?;
         // One guard for all batches, taken first: the columns and the indexes stay as they are until it is dropped.
         let keys = table.key_guard().await?;
-        let load = Arc::new(Load { table: table.clone(), removed, keys, state: Mutex::default() });
+        let dataset = inner.some_dataset(shared).await?;
+        let schema = lance_schema(Some(&dataset), &shared.layout);
+        let load = Arc::new(Load { table: table.clone(), schema, removed, keys, state: Mutex::default() });
         let rows = futures::stream::iter(first.into_iter().map(Ok)).chain(rest);
         let numbered = numbered(Arc::clone(&load), rows.boxed());
         let written = inner.lance.write_fragments(&dataset, numbered).await;
@@ -90,6 +92,9 @@ impl Database {
         }
         let fragments = written?;
         inner.reached(FlushStep::Written)?;
+        if !load.removed.is_empty() {
+            refuse_in_transactions(table)?;
+        }
         inner.commit_bulk(shared, fragments, &load.removed).await?;
         load.indexes().for_each(|index| index.remove(&load.removed));
         // After the rows are there: whoever waited for the keys reads them now.
@@ -121,11 +126,21 @@ impl Inner {
         };
         self.reached(FlushStep::Committed)?;
         // No commit of the log describes these rows to those who follow it.
-        table.feed.lose();
+        table.lose_followers();
         self.install(table, committed, false);
-        table.feed.lose();
+        table.lose_followers();
         self.reached(FlushStep::Installed)
     }
+}
+
+/// The log has no position for these deletions by which an open transaction would see that its rows are gone.
+fn refuse_in_transactions(table: &Table) -> Result<()> {
+    if table.log.has_pins() {
+        let name = table.definition().qualified_name();
+        let message = format!("all rows of table {name} cannot be replaced while transactions are open; try again");
+        return Err(Error::new(ErrorKind::Conflict, message));
+    }
+    Ok(())
 }
 
 fn has_file(fragments: &[Fragment], path: &str) -> bool {
@@ -135,6 +150,8 @@ fn has_file(fragments: &[Fragment], path: &str) -> bool {
 /// A load under way.
 struct Load {
     table: Table,
+    /// That of the files.
+    schema: SchemaRef,
     /// Ascending row ids that the same commit deletes.
     removed: Vec<u64>,
     // After `state`: reservations are released while the indexes cannot be rebuilt.
@@ -172,8 +189,7 @@ impl Load {
         let mut state = self.state.lock();
         state.rows += rows;
         state.reservations.extend(reservations);
-        let schema = lance_schema(&shared.definition.columns);
-        RecordBatch::try_new(schema, numbered.columns().to_vec())
+        RecordBatch::try_new(Arc::clone(&self.schema), numbered.columns().to_vec())
             .map_err(|e| Error::internal("a load does not match its table").with_source(e))
     }
 }
@@ -183,7 +199,7 @@ fn numbered(
     load: Arc<Load>,
     rows: futures::stream::BoxStream<'static, Result<RecordBatch>>,
 ) -> SendableRecordBatchStream {
-    let schema = lance_schema(&load.table.shared.definition.columns);
+    let schema = Arc::clone(&load.schema);
     let batches = rows.map(move |batch| {
         batch.and_then(|batch| load.number(&batch)).map_err(|error| {
             load.state.lock().failed.get_or_insert(error);

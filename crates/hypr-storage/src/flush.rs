@@ -121,7 +121,7 @@ impl Inner {
     /// Makes the first version of a table before anything is flushed: no rows, and the position of none.
     pub(crate) async fn create_empty(&self, table: &Arc<TableShared>) -> Result<()> {
         let stamp = Stamp { lsn: table.tail.lock().position(), next_row_id: table.next_row_id.load(Ordering::Acquire) };
-        let schema = lance_schema(&table.definition.columns);
+        let schema = lance_schema(None, &table.layout);
         let transaction = self.lance.prepare_flush(&table.dir.path, None, &schema, Vec::new(), &[], stamp).await?;
         let created = self.lance.commit(&table.dir.path, None, transaction).await?;
         self.install(table, created, false);
@@ -129,7 +129,7 @@ impl Inner {
     }
 
     /// Gives the Lance version the columns of the table before rows with those columns are written.
-    async fn evolve(&self, table: &Arc<TableShared>) -> Result<()> {
+    pub(crate) async fn evolve(&self, table: &Arc<TableShared>) -> Result<()> {
         let flushed = table.tail.lock().flushed();
         let Some((dataset, lsn)) = flushed else { return Ok(()) };
         let Some(evolution) = Evolution::of(&dataset, &table.layout) else { return Ok(()) };

@@ -12,6 +12,7 @@ use futures::TryStreamExt;
 use hypr_common::{Error, Result};
 
 use crate::PinnedTable;
+use crate::evolution::{assemble, physical_columns, stored_fields};
 use crate::lance_store::lance_error;
 use crate::schema::{bare, row_id_field};
 use crate::table::Table;
@@ -52,12 +53,26 @@ impl PinnedTable {
         let (Some(dataset), Some(fragment)) = (&self.snapshot.dataset, fragment) else {
             return Err(Error::internal(format!("table {name} has no fragment {at}")));
         };
-        let schema = Schema::new(vec![Arc::new(self.field(column)?), Arc::new(row_id_field())]);
+        let field = self.field(column)?;
+        let layout = &self.shared.layout;
+        let projection = [layout.columns.index_of(column)?];
+        let physical = physical_columns(dataset, layout);
+        let mut fields = stored_fields(&physical, &projection);
+        fields.push(row_id_field());
         let failed = |e| lance_error(&format!("reading {name}"), e);
-        let columns = lance_core::datatypes::Schema::try_from(&bare(&schema)).map_err(failed)?;
+        let columns = lance_core::datatypes::Schema::try_from(&Schema::new(fields)).map_err(failed)?;
         let mut scanner = dataset.scan();
         scanner.project_with_schema(&columns).map_err(failed)?.with_fragments(vec![fragment.clone()]);
-        scanner.try_into_stream().await.map_err(failed)?.try_collect().await.map_err(failed)
+        let stored: Vec<RecordBatch> =
+            scanner.try_into_stream().await.map_err(failed)?.try_collect().await.map_err(failed)?;
+        let schema = Arc::new(bare(&Schema::new(vec![field, row_id_field()])));
+        let adopt = |batch: RecordBatch| {
+            let rows = batch.num_rows();
+            let mut columns = assemble(layout, &physical, &projection, batch.columns(), rows)?;
+            columns.extend(batch.columns().last().cloned());
+            Ok(RecordBatch::try_new(Arc::clone(&schema), columns)?)
+        };
+        stored.into_iter().map(adopt).collect()
     }
 
     /// The rows that are not in a fragment yet: `column` and the row id, without dead ones.

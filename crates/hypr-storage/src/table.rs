@@ -141,10 +141,15 @@ impl TableShared {
     /// Starts from what Lance holds (recovery).
     pub(crate) fn reset(&self, dataset: Option<lance::Dataset>, stamp: Stamp) {
         *self.tail.lock() = Tail::new(dataset.map(Arc::new), stamp.lsn);
-        self.feed.lose();
-        self.vectors.clear();
+        self.lose_followers();
         self.next_row_id.store(stamp.next_row_id, Ordering::Release);
         self.publish();
+    }
+
+    /// The rows change in a way that no commit tells: whoever follows commits starts anew.
+    pub(crate) fn lose_followers(&self) {
+        self.feed.lose();
+        self.vectors.clear();
     }
 
     /// Shows readers the current state.

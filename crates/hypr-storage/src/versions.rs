@@ -311,11 +311,9 @@ impl Inner {
     /// The newest version as it is; an empty one is made for a table that has none.
     pub(crate) async fn some_dataset(&self, table: &Arc<TableShared>) -> Result<Arc<Dataset>> {
         let flushed = || table.tail.lock().flushed().map(|(dataset, _)| dataset);
-        if let Some(dataset) = flushed() {
-            return Ok(dataset);
-        }
         let _guard = table.flushing.lock().await;
         self.finish_earlier_flush(table).await?;
+        self.evolve(table).await?;
         if let Some(dataset) = flushed() {
             return Ok(dataset);
         }

@@ -64,6 +64,13 @@ pub(crate) struct Pin {
     lsn: u64,
 }
 
+impl Log {
+    /// True while somebody works on a pinned state.
+    pub(crate) fn has_pins(&self) -> bool {
+        !self.shared.pins.lock().is_empty()
+    }
+}
+
 impl Pin {
     pub(crate) fn lsn(&self) -> u64 {
         self.lsn
