@@ -332,7 +332,9 @@ impl<'a> Steps<'a> {
             None => format!("\"{}\"", self.table),
         };
         if let Some((index, _)) = indexes.find(|(_, column)| named(column)) {
-            return Err(Error::invalid(format!("{used} cannot be {what}: index \"{index}\" is on it; drop the index first")));
+            return Err(Error::invalid(format!(
+                "{used} cannot be {what}: index \"{index}\" is on it; drop the index first"
+            )));
         }
         match retention::column(self.session, self.target)? {
             Some(time) if named(&time) => Err(Error::invalid(format!(

@@ -20,6 +20,8 @@ use datafusion::physical_plan::PhysicalExpr;
 use datafusion::sql::parser::Statement;
 use datafusion::sql::planner::{ParserOptions, PlannerContext, SqlToRel};
 use datafusion::sql::sqlparser::ast::{DataType as SqlType, Expr as SqlExpr, Ident, ObjectName, Statement as Sql};
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use hypr_common::{Error, Result};
 
 use crate::catalog::{Catalog, StoredTable};
@@ -58,22 +60,26 @@ impl Planner<'_> {
     }
 
     /// [`Self::plan`] for a statement inside the bodies of the functions `calling`.
-    pub(crate) async fn plan_within(
-        &self,
+    pub(crate) fn plan_within<'a>(
+        &'a self,
         statement: Statement,
-        overlay: Option<&Overlay>,
-        parameters: &[FieldRef],
-        calling: &mut Vec<String>,
-    ) -> Result<LogicalPlan> {
-        self.plan_inside(statement, overlay, parameters, calling, &[]).await
+        overlay: Option<&'a Overlay>,
+        parameters: &'a [FieldRef],
+        calling: &'a mut Vec<String>,
+    ) -> BoxFuture<'a, Result<LogicalPlan>> {
+        self.plan_inside(statement, overlay, parameters, calling, &[]).boxed()
     }
 
     /// Plans the query of the last of `open`, views that are being planned within one another.
     ///
     /// # Errors
     /// `InvalidInput` for a view that reads itself.
-    pub(crate) async fn plan_view(&self, query: Statement, open: &[TableRef]) -> Result<LogicalPlan> {
-        Box::pin(self.plan_inside(query, None, &[], &mut Vec::new(), open)).await
+    pub(crate) fn plan_view<'a>(
+        &'a self,
+        query: Statement,
+        open: &'a [TableRef],
+    ) -> BoxFuture<'a, Result<LogicalPlan>> {
+        async move { self.plan_inside(query, None, &[], &mut Vec::new(), open).await }.boxed()
     }
 
     async fn plan_inside(
@@ -171,7 +177,7 @@ impl Planner<'_> {
     async fn source(&self, reference: &TableReference) -> Result<Option<Arc<dyn TableSource>>> {
         if let Some((name, at)) = versions::name::decode(reference.table()) {
             let table = TableRef { name: name.to_owned(), ..table_ref(reference) };
-            let provider = Box::pin(versions::provider(self.state, self.catalog, &table, &at)).await?;
+            let provider = versions::provider(self.state, self.catalog, &table, &at).await?;
             return Ok(Some(provider_as_source(provider)));
         }
         let Ok(schema) = self.state.schema_for_ref(reference.clone()) else {

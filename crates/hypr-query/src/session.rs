@@ -10,7 +10,8 @@ use datafusion::execution::{FunctionRegistry, SendableRecordBatchStream, Session
 use datafusion::logical_expr::LogicalPlan;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::sql::parser::Statement;
-use futures::{StreamExt, stream};
+use futures::future::BoxFuture;
+use futures::{FutureExt, StreamExt, stream};
 use hypr_common::principal::Principal;
 use hypr_common::{Error, Result, types};
 use hypr_inference::api::Task;
@@ -70,7 +71,12 @@ impl Session {
     /// # Errors
     /// `InvalidInput` with a position for bad SQL, `NotFound` for an unknown table, `Unsupported` for a
     /// statement that is not served.
-    pub async fn prepare(&self, sql: &str) -> Result<Prepared> {
+    pub fn prepare<'a>(&'a self, sql: &'a str) -> BoxFuture<'a, Result<Prepared>> {
+        // Boxed here and where statements run: callers need not prove the whole planner `Send` again.
+        self.plan_statement(sql).boxed()
+    }
+
+    async fn plan_statement(&self, sql: &str) -> Result<Prepared> {
         let session = &self.now().unwrap_or_else(|_| self.clone());
         let statement = session.parse(sql)?;
         let action = Action::of(&statement)?;
@@ -157,14 +163,14 @@ impl Session {
     ) -> Result<u64> {
         let session = self.now()?;
         let open = session.begin_statement().await?;
-        let rows = ingest::run(&session, &table, mode, batches).await?;
+        let rows = ingest::run(&session, &table, mode, batches).boxed().await?;
         open.into_iter().for_each(OpenStatement::done);
         Ok(rows)
     }
 
     async fn run(&self, plan: &PreparedPlan, params: &RecordBatch) -> Result<Outcome> {
         if let Action::Control(control) = &plan.action {
-            return self.control(control).await;
+            return self.control(control).boxed().await;
         }
         let session = self.now()?;
         if session.catalog.transaction().is_some() {
@@ -174,7 +180,7 @@ impl Session {
             Action::Query => None,
             _ => session.begin_statement().await?,
         };
-        let outcome = session.run_action(plan, params).await?;
+        let outcome = session.run_action(plan, params).boxed().await?;
         open.into_iter().for_each(OpenStatement::done);
         Ok(outcome)
     }
@@ -257,8 +263,8 @@ impl Session {
 
     /// Runs a plan to its end.
     pub(crate) async fn collect(&self, state: &SessionState, plan: &LogicalPlan) -> Result<Vec<RecordBatch>> {
-        let physical = state.create_physical_plan(plan).await.map_err(error::from_datafusion)?;
-        limits::collect(state, physical).await
+        let physical = state.create_physical_plan(plan).boxed().await.map_err(error::from_datafusion)?;
+        limits::collect(state, physical).boxed().await
     }
 
     /// The state of one statement: it fixes what `now()` is.
@@ -301,7 +307,7 @@ fn no_parameters() -> RecordBatch {
 }
 
 pub(crate) async fn start(state: &SessionState, plan: &LogicalPlan) -> Result<SendableRecordBatchStream> {
-    let physical = state.create_physical_plan(plan).await.map_err(error::from_datafusion)?;
+    let physical = state.create_physical_plan(plan).boxed().await.map_err(error::from_datafusion)?;
     limits::start(state, physical)
 }
 

@@ -238,7 +238,11 @@ impl Drop for OpenStatement {
 pub(crate) fn check_inside(action: &Action, statement: &Statement) -> Result<()> {
     let allowed = matches!(
         action,
-        Action::Query | Action::Change(_) | Action::CreateTable(_) | Action::Drop { views: false, .. } | Action::Control(_)
+        Action::Query
+            | Action::Change(_)
+            | Action::CreateTable(_)
+            | Action::Drop { views: false, .. }
+            | Action::Control(_)
     );
     if allowed {
         return Ok(());

@@ -13,7 +13,7 @@ use arrow_array::RecordBatch;
 use arrow_array::cast::AsArray;
 use arrow_array::types::UInt64Type;
 use datafusion::prelude::SessionContext;
-use futures::TryStreamExt;
+use futures::{FutureExt, TryStreamExt};
 use hypr_common::{Error, Result};
 use serde::Serialize;
 
@@ -187,7 +187,7 @@ async fn check_table(lance: &LanceStore, options: &StorageOptions, table: &Arc<T
         return;
     }
     if let Some(dataset) = &table.snapshot().dataset
-        && let Err(error) = dataset.validate().await
+        && let Err(error) = dataset.validate().boxed().await
         && damaged.is_empty()
     {
         report.damage(&object, Some(dir.clone()), format!("its Lance dataset does not hold together: {error}"));

@@ -134,7 +134,7 @@ impl Inner {
         let Some((dataset, lsn)) = flushed else { return Ok(()) };
         let Some(evolution) = Evolution::of(&dataset, &table.layout) else { return Ok(()) };
         let stamp = Stamp { lsn, next_row_id: table.next_row_id.load(Ordering::Acquire) };
-        let evolved = Box::pin(self.lance.evolve(&table.dir.path, &dataset, evolution, &table.layout, stamp)).await?;
+        let evolved = self.lance.evolve(&table.dir.path, &dataset, evolution, &table.layout, stamp).await?;
         self.install(table, evolved, false);
         Ok(())
     }

@@ -18,7 +18,7 @@ use arrow_array::types::UInt64Type;
 use arrow_schema::{Schema, SchemaRef};
 use datafusion::common::DataFusionError;
 use datafusion::prelude::{col, lit};
-use futures::TryStreamExt;
+use futures::{FutureExt, TryStreamExt};
 use hypr_common::{Error, ErrorKind, Result};
 use lance::Dataset;
 use lance::dataset::builder::DatasetBuilder;
@@ -180,6 +180,7 @@ impl LanceStore {
         let dataset = DatasetBuilder::from_uri(uri(dir)?)
             .with_read_params(params)
             .load()
+            .boxed()
             .await
             .map_err(|e| lance_error(&format!("opening {}", dir.display()), e))?;
         if let Some(version) = recorded.filter(|version| *version > dataset.manifest().version) {
@@ -241,6 +242,7 @@ impl LanceStore {
         let transaction = InsertBuilder::new(Arc::clone(dataset))
             .with_params(&params)
             .execute_uncommitted_stream(rows)
+            .boxed()
             .await
             .map_err(|e| lance_error("writing a load", e))?;
         match transaction.operation {
@@ -265,7 +267,7 @@ impl LanceStore {
         let (params, uri) = (self.write_params(WriteMode::Create, stamp), uri(dir)?);
         let mut first: Option<Transaction> = None;
         for rows in groups {
-            let written = InsertBuilder::new(uri.as_str()).with_params(&params).execute_uncommitted(rows).await;
+            let written = InsertBuilder::new(uri.as_str()).with_params(&params).execute_uncommitted(rows).boxed().await;
             let written = written.map_err(|e| lance_error("writing a flush", e))?;
             match (&mut first, written.operation) {
                 (None, operation) => first = Some(Transaction { operation, ..written }),
@@ -290,7 +292,8 @@ impl LanceStore {
         let mut fragments = Vec::new();
         for rows in groups {
             let insert = InsertBuilder::new(Arc::clone(dataset)).with_params(&params);
-            let written = insert.execute_uncommitted(rows).await.map_err(|e| lance_error("writing a flush", e))?;
+            let written =
+                insert.execute_uncommitted(rows).boxed().await.map_err(|e| lance_error("writing a flush", e))?;
             match written.operation {
                 Operation::Append { fragments: more } => fragments.extend(more),
                 other => return Err(Error::internal(format!("an append became {}", other.name()))),
@@ -316,6 +319,7 @@ impl LanceStore {
         builder
             .with_skip_auto_cleanup(true)
             .execute(transaction)
+            .boxed()
             .await
             .map_err(|e| lance_error("committing a flush", e))
     }
@@ -331,7 +335,7 @@ impl LanceStore {
     ) -> Result<Vec<Fragment>> {
         let mut scanner = dataset.scan();
         scanner.with_fragments(chosen.0.clone()).scan_in_order(true).batch_size(batch_rows(&chosen.0));
-        let stream = scanner.try_into_stream().await.map_err(|e| lance_error("compacting", e))?;
+        let stream = scanner.try_into_stream().boxed().await.map_err(|e| lance_error("compacting", e))?;
         let bytes: u64 = chosen.0.iter().map(file_bytes).sum();
         if let Some(clustering) = clustering.filter(|_| bytes <= SORTED_COMPACTION_BYTES) {
             let rows: Vec<RecordBatch> = stream.try_collect().await.map_err(|e| lance_error("compacting", e))?;
@@ -342,6 +346,7 @@ impl LanceStore {
         let transaction = InsertBuilder::new(Arc::clone(dataset))
             .with_params(&params)
             .execute_uncommitted_stream(datafusion::physical_plan::SendableRecordBatchStream::from(stream))
+            .boxed()
             .await
             .map_err(|e| lance_error("compacting", e))?;
         match transaction.operation {
@@ -399,7 +404,7 @@ impl LanceStore {
                 }),
             };
             let read = vec![column.from.clone().unwrap_or_else(|| ROW_ID_COLUMN.to_owned())];
-            evolved.add_columns(transform, Some(read), None).await.map_err(failed)?;
+            evolved.add_columns(transform, Some(read), None).boxed().await.map_err(failed)?;
         }
         let schema = Evolution::target(&evolved, layout)?;
         let operation = Operation::Project { schema, preserves_nullability: true };
@@ -417,7 +422,7 @@ impl LanceStore {
             error_if_tagged_old_versions: false,
             ..Default::default()
         };
-        dataset.cleanup_with_policy(policy).await.map(drop).map_err(|e| lance_error("removing old versions", e))
+        dataset.cleanup_with_policy(policy).boxed().await.map(drop).map_err(|e| lance_error("removing old versions", e))
     }
 }
 
@@ -464,7 +469,7 @@ async fn delete_rows(dataset: &Arc<Dataset>, dead: &[DeadRows]) -> Result<(Vec<F
         .map_err(|e| lance_error("finding deleted rows", e))?
         .with_row_address()
         .filter_expr(col(ROW_ID_COLUMN).between(lit(first), lit(last)));
-    let mut stream = scanner.try_into_stream().await.map_err(|e| lance_error("finding deleted rows", e))?;
+    let mut stream = scanner.try_into_stream().boxed().await.map_err(|e| lance_error("finding deleted rows", e))?;
     while let Some(batch) = stream.try_next().await.map_err(|e| lance_error("finding deleted rows", e))? {
         let ids = batch.column(0).as_primitive::<UInt64Type>();
         let addresses = batch.column(1).as_primitive::<UInt64Type>();
@@ -479,7 +484,7 @@ async fn delete_rows(dataset: &Arc<Dataset>, dead: &[DeadRows]) -> Result<(Vec<F
         let fragment = dataset
             .get_fragment(fragment_id as usize)
             .ok_or_else(|| Error::internal(format!("fragment {fragment_id} vanished during a flush")))?;
-        match fragment.extend_deletions(offsets).await.map_err(|e| lance_error("writing deletions", e))? {
+        match fragment.extend_deletions(offsets).boxed().await.map_err(|e| lance_error("writing deletions", e))? {
             Some(fragment) => updated.push(fragment.metadata().clone()),
             None => removed.push(u64::from(fragment_id)),
         }
@@ -544,7 +549,7 @@ fn file_bytes(fragment: &Fragment) -> u64 {
 async fn newest_stamp(dataset: &Dataset) -> Result<Stamp> {
     let mut version = dataset.manifest().version;
     while version > 0 {
-        match dataset.read_transaction_by_version(version).await {
+        match dataset.read_transaction_by_version(version).boxed().await {
             Ok(transaction) => {
                 if let Some(stamp) = transaction.as_ref().and_then(Stamp::read) {
                     return Ok(stamp);

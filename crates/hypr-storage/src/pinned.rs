@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use arrow_array::RecordBatch;
 use arrow_schema::Schema;
-use futures::TryStreamExt;
+use futures::{FutureExt, TryStreamExt};
 use hypr_common::{Error, Result};
 
 use crate::PinnedTable;
@@ -64,7 +64,7 @@ impl PinnedTable {
         let mut scanner = dataset.scan();
         scanner.project_with_schema(&columns).map_err(failed)?.with_fragments(vec![fragment.clone()]);
         let stored: Vec<RecordBatch> =
-            scanner.try_into_stream().await.map_err(failed)?.try_collect().await.map_err(failed)?;
+            scanner.try_into_stream().boxed().await.map_err(failed)?.try_collect().await.map_err(failed)?;
         let schema = Arc::new(bare(&Schema::new(vec![field, row_id_field()])));
         let adopt = |batch: RecordBatch| {
             let rows = batch.num_rows();

@@ -16,7 +16,7 @@ use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{
     DisplayAs, DisplayFormatType, ExecutionPlan, Partitioning, PlanProperties, SendableRecordBatchStream,
 };
-use futures::{Stream, StreamExt, TryStreamExt};
+use futures::{FutureExt, Stream, StreamExt, TryStreamExt};
 use hypr_common::Result;
 use lance::Dataset;
 use lance_table::format::Fragment;
@@ -260,7 +260,7 @@ impl Scan {
         if self.snapshot.dead.is_empty() && self.filters.is_empty() {
             scanner.limit(self.limit.and_then(|limit| i64::try_from(limit).ok()), None).map_err(failed)?;
         }
-        scanner.create_plan().await.map_err(failed)
+        scanner.create_plan().boxed().await.map_err(failed)
     }
 
     /// Rows of a batch of about [`BATCH_BYTES`]. Lance's own byte limit acts only after the first batch.

@@ -23,7 +23,7 @@ use arrow_schema::SchemaRef;
 use arrow_select::filter::filter_record_batch;
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::prelude::SessionContext;
-use futures::{Stream, StreamExt, TryStreamExt};
+use futures::{FutureExt, Stream, StreamExt, TryStreamExt};
 use hypr_common::{Error, ErrorKind, Result};
 use lance::Dataset;
 
@@ -167,10 +167,10 @@ impl Database {
     pub async fn versions(&self, table: &Table) -> Result<Vec<TableVersion>> {
         let dataset = self.inner().current_dataset(&table.shared).await?;
         let mut tags: BTreeMap<u64, Vec<String>> = BTreeMap::new();
-        for (tag, content) in dataset.tags().list().await.map_err(|e| lance_error("listing tags", e))? {
+        for (tag, content) in dataset.tags().list().boxed().await.map_err(|e| lance_error("listing tags", e))? {
             tags.entry(content.version).or_default().push(tag);
         }
-        let versions = dataset.versions().await.map_err(|e| lance_error("listing versions", e))?;
+        let versions = dataset.versions().boxed().await.map_err(|e| lance_error("listing versions", e))?;
         let listed = versions.into_iter().filter(|version| version.version <= dataset.manifest().version);
         Ok(listed
             .map(|version| {
@@ -239,7 +239,7 @@ impl Database {
         };
         checkout(&current, shared, number).await?;
         let tags = current.tags();
-        let known = tags.list().await.map_err(|e| lance_error("listing tags", e))?;
+        let known = tags.list().boxed().await.map_err(|e| lance_error("listing tags", e))?;
         let done = match known.get(tag) {
             None => tags.create(tag, number).await,
             Some(content) => match exists {
@@ -268,14 +268,14 @@ impl Database {
         let shared = &table.shared;
         let dataset = self.inner().some_dataset(shared).await?;
         let _guard = shared.flushing.lock().await;
-        let known = dataset.tags().list().await.map_err(|e| lance_error("listing tags", e))?;
+        let known = dataset.tags().list().boxed().await.map_err(|e| lance_error("listing tags", e))?;
         if !known.contains_key(tag) {
             if if_exists {
                 return Ok(false);
             }
             return Err(no_tag(shared, tag, known.into_keys().collect()));
         }
-        dataset.tags().delete(tag).await.map_err(|e| lance_error("removing a tag", e))?;
+        dataset.tags().delete(tag).boxed().await.map_err(|e| lance_error("removing a tag", e))?;
         Ok(true)
     }
 
@@ -327,7 +327,7 @@ impl Inner {
         let own = retention_of(&table.definition.options)?;
         let kept_us = i64::try_from(own.unwrap_or(self.options.version_retention).as_micros()).unwrap_or(i64::MAX);
         let horizon = self.options.clock.now_us().saturating_sub(kept_us);
-        let versions = dataset.versions().await.map_err(|e| lance_error("listing versions", e))?;
+        let versions = dataset.versions().boxed().await.map_err(|e| lance_error("listing versions", e))?;
         let limit = if own.is_some() { usize::MAX } else { self.options.version_limit };
         let over = versions.len().saturating_sub(1).saturating_sub(limit);
         let superseded = versions.windows(2).skip(over);
@@ -404,14 +404,14 @@ async fn number_of(newest: &Dataset, table: &TableShared, name: &VersionName) ->
     match name {
         VersionName::Number(number) => Ok(*number),
         VersionName::Tag(tag) => {
-            let tags = newest.tags().list().await.map_err(|e| lance_error("listing tags", e))?;
+            let tags = newest.tags().list().boxed().await.map_err(|e| lance_error("listing tags", e))?;
             match tags.get(tag) {
                 Some(content) => Ok(content.version),
                 None => Err(no_tag(table, tag, tags.into_keys().collect())),
             }
         }
         VersionName::AsOf(us) => {
-            let versions = newest.versions().await.map_err(|e| lance_error("listing versions", e))?;
+            let versions = newest.versions().boxed().await.map_err(|e| lance_error("listing versions", e))?;
             let before = versions.iter().rev().find(|version| version.timestamp.timestamp_micros() <= *us);
             before.map(|version| version.version).ok_or_else(|| {
                 let oldest = versions.first().map(|version| version.timestamp.to_rfc3339()).unwrap_or_default();
@@ -426,7 +426,7 @@ async fn checkout(newest: &Dataset, table: &TableShared, number: u64) -> Result<
     match newest.checkout_version(number).await {
         Ok(dataset) => Ok(Arc::new(dataset)),
         Err(error) => {
-            let versions = newest.versions().await.map_err(|e| lance_error("listing versions", e))?;
+            let versions = newest.versions().boxed().await.map_err(|e| lance_error("listing versions", e))?;
             if versions.iter().any(|version| version.version == number) {
                 return Err(lance_error("opening a version", error));
             }

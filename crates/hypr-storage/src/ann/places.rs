@@ -9,7 +9,7 @@ use std::sync::{Arc, Weak};
 
 use arrow_array::cast::AsArray;
 use arrow_array::types::UInt64Type;
-use futures::TryStreamExt;
+use futures::{FutureExt, TryStreamExt};
 use hypr_common::Result;
 use lance::Dataset;
 use lance_table::format::Fragment;
@@ -102,7 +102,7 @@ async fn read_runs(dataset: &Dataset, fragment: &Fragment) -> Result<Vec<Run>> {
     let failed = |e| lance_error("reading row ids", e);
     let mut scanner = dataset.scan();
     scanner.project(&[ROW_ID_COLUMN]).map_err(failed)?.with_row_address().with_fragments(vec![fragment.clone()]);
-    let mut stream = scanner.try_into_stream().await.map_err(failed)?;
+    let mut stream = scanner.try_into_stream().boxed().await.map_err(failed)?;
     let mut runs: Vec<Run> = Vec::new();
     while let Some(batch) = stream.try_next().await.map_err(failed)? {
         let ids = batch.column(0).as_primitive::<UInt64Type>();

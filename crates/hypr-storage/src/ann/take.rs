@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use arrow_array::{Array, ArrayRef, RecordBatch, RecordBatchOptions};
 use arrow_schema::{Schema, SchemaRef};
+use futures::FutureExt;
 use hypr_common::{Error, Result};
 use lance::dataset::ProjectionRequest;
 
@@ -62,7 +63,8 @@ impl PinnedTable {
             fields.push(row_id_field());
         }
         let columns = lance_core::datatypes::Schema::try_from(&Schema::new(fields)).map_err(failed)?;
-        let taken = dataset.take_rows(addresses, ProjectionRequest::from_schema(columns)).await.map_err(failed)?;
+        let taken =
+            dataset.take_rows(addresses, ProjectionRequest::from_schema(columns)).boxed().await.map_err(failed)?;
         if taken.num_rows() != addresses.len() {
             return Err(Error::internal(format!("{} rows were read of {}", taken.num_rows(), addresses.len())));
         }

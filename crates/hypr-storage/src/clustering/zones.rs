@@ -20,7 +20,7 @@ use datafusion::common::pruning::PruningStatistics;
 use datafusion::common::{Column, DataFusionError, ScalarValue};
 use datafusion::functions_aggregate::min_max::{MaxAccumulator, MinAccumulator};
 use datafusion::logical_expr::Accumulator;
-use futures::TryStreamExt;
+use futures::{FutureExt, TryStreamExt};
 use hypr_common::{Error, Result};
 use lance::Dataset;
 use lance_table::format::Fragment;
@@ -158,7 +158,7 @@ impl Zones {
         let mut scanner = dataset.scan();
         let present: Vec<&String> = self.columns.iter().filter(|name| dataset.schema().field(name).is_some()).collect();
         scanner.project(&present).map_err(failed)?.with_fragments(vec![fragment.clone()]);
-        let mut batches = scanner.try_into_stream().await.map_err(failed)?;
+        let mut batches = scanner.try_into_stream().boxed().await.map_err(failed)?;
         let mut zones: HashMap<String, Zone> = HashMap::new();
         while let Some(batch) = batches.try_next().await.map_err(failed)? {
             for (name, zone) in zones_of(&batch, &self.columns)? {
