@@ -4,11 +4,21 @@
 use datafusion::arrow::error::ArrowError;
 use datafusion::common::{DataFusionError, SchemaError};
 use datafusion::sql::sqlparser::parser::ParserError;
+use datafusion::sql::sqlparser::tokenizer::Location;
 use hypr_common::{Error, ErrorKind};
 
 /// An error of the text at a position, both from 1.
 pub(crate) fn syntax(message: &str, line: u64, column: u64) -> Error {
     Error::invalid(format!("syntax error at line {line}, column {column}: {message}"))
+}
+
+/// `error` with the place where the text ends, if that is what is wrong: the parser gives it none.
+pub(crate) fn at_end(error: Error, end: Option<Location>) -> Error {
+    let what = error.message().strip_prefix("syntax error: ").and_then(|what| what.strip_suffix("found: EOF"));
+    match (what, end) {
+        (Some(what), Some(end)) => syntax(&format!("{what}found: the end"), end.line, end.column),
+        _ => error,
+    }
 }
 
 /// Our error inside DataFusion, found again by [`from_datafusion`].
@@ -187,26 +197,10 @@ pub(crate) fn suggest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>)
     let folded = name.to_lowercase();
     let limit = (folded.chars().count() / 3).max(1);
     candidates
-        .map(|candidate| (edit_distance(&folded, &candidate.to_lowercase()), candidate))
+        .map(|candidate| (strsim::osa_distance(&folded, &candidate.to_lowercase()), candidate))
         .filter(|(distance, _)| *distance <= limit)
         .min()
         .map(|(_, candidate)| candidate)
-}
-
-/// Levenshtein distance in characters.
-fn edit_distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, from) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, to) in b.iter().enumerate() {
-            let substituted = diagonal + usize::from(from != *to);
-            diagonal = row[j + 1];
-            row[j + 1] = substituted.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use std::time::Duration;
 use datafusion::execution::FunctionRegistry;
 use datafusion::sql::parser::Statement;
 use datafusion::sql::sqlparser::ast::{
-    Ident, ObjectName, ObjectNamePart, Query, Statement as Sql, Visit, Visitor, visit_relations_mut,
+    Ident, ObjectName, ObjectNamePart, Query, Statement as Sql, TableFactor, Visit, Visitor, visit_relations_mut,
 };
 use hypr_common::{Error, Result};
 
@@ -97,7 +97,7 @@ impl Session {
     }
 }
 
-/// Names that `WITH` gives to queries.
+/// Names that are not those of tables: what `WITH` calls its queries, and functions in `FROM`.
 #[derive(Default)]
 struct LocalNames(HashSet<String>);
 
@@ -113,6 +113,15 @@ impl Visitor for LocalNames {
     fn pre_visit_query(&mut self, query: &Query) -> ControlFlow<()> {
         if let Some(with) = &query.with {
             self.0.extend(with.cte_tables.iter().map(|cte| normalize(&cte.alias.name)));
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn pre_visit_table_factor(&mut self, factor: &TableFactor) -> ControlFlow<()> {
+        if let TableFactor::Table { name, args: Some(_), .. } = factor
+            && let [ObjectNamePart::Identifier(bare)] = name.0.as_slice()
+        {
+            self.0.insert(normalize(bare));
         }
         ControlFlow::Continue(())
     }

@@ -25,6 +25,7 @@ use tonic::metadata::MetadataMap;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::error::{from_flight, from_status};
+use crate::http::TOKEN_HEADER;
 
 /// A connection to a running server. Cheap to clone; clones share the connection and the session.
 #[derive(Clone, Debug)]
@@ -62,6 +63,18 @@ impl Client {
     /// # Errors
     /// `InvalidInput` for a malformed address, `Unavailable` when nothing answers there.
     pub async fn connect(url: &str) -> Result<Self> {
+        Self::dial(url, None).await
+    }
+
+    /// As [`Client::connect`], to a server that serves only those who send `token`.
+    ///
+    /// # Errors
+    /// As for [`Client::connect`].
+    pub async fn connect_with_token(url: &str, token: &str) -> Result<Self> {
+        Self::dial(url, Some(token)).await
+    }
+
+    async fn dial(url: &str, token: Option<&str>) -> Result<Self> {
         let address = normalise(url);
         let endpoint = Endpoint::from_shared(address.clone())
             .map_err(|error| Error::invalid(format!("`{url}` is not a server address")).with_source(error))?
@@ -76,23 +89,21 @@ impl Client {
         })?;
         let flight = FlightServiceClient::new(channel).max_decoding_message_size(usize::MAX);
         let mut client = Self { flight: FlightSqlServiceClient::new_from_inner(flight), cookie: None };
-        client.begin_session().await?;
-        Ok(client)
-    }
-
-    /// As [`Client::connect`], to a server that serves only those who send `token`.
-    ///
-    /// # Errors
-    /// As for [`Client::connect`].
-    pub async fn connect_with_token(url: &str, token: &str) -> Result<Self> {
-        let mut client = Self::connect(url).await?;
-        client.flight.set_header(crate::http::TOKEN_HEADER, token);
+        if let Some(token) = token {
+            client.flight.set_header(TOKEN_HEADER, token);
+        }
+        client.begin_session(token).await?;
         Ok(client)
     }
 
     /// Gets a cookie, so that the first statement may be `BEGIN`.
-    async fn begin_session(&mut self) -> Result<()> {
-        let shaken = self.flight.inner_mut().handshake(stream::empty()).await.map_err(from_status)?;
+    async fn begin_session(&mut self, token: Option<&str>) -> Result<()> {
+        let mut request = tonic::Request::new(stream::empty());
+        if let Some(token) = token {
+            let token = token.parse().map_err(|_| Error::invalid("the server's token is no header"))?;
+            request.metadata_mut().insert(TOKEN_HEADER, token);
+        }
+        let shaken = self.flight.inner_mut().handshake(request).await.map_err(from_status)?;
         self.keep_cookie(shaken.metadata());
         Ok(())
     }

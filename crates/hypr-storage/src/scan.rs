@@ -64,7 +64,7 @@ pub(crate) async fn plan_snapshot(
     partitions: usize,
     request: ScanRequest,
 ) -> Result<Arc<dyn ExecutionPlan>> {
-    table.refuse_retired()?;
+    table.refuse_unreadable()?;
     let schema = &table.definition.columns;
     let projection = request.projection.unwrap_or_else(|| (0..schema.fields().len()).collect());
     let mut fields = schema.project(&projection)?.fields().to_vec();

@@ -209,13 +209,20 @@ impl TableShared {
 
     /// # Errors
     /// `Corrupted` names the file; `NotFound` after a drop.
-    pub(crate) fn refuse_retired(&self) -> Result<()> {
+    pub(crate) fn refuse_unreadable(&self) -> Result<()> {
         if let Some(damage) = self.damage() {
             return Err(Error::corrupted(damage));
         }
         if self.dropped.load(Ordering::Acquire) {
             return Err(Error::not_found(format!("table {} was dropped", self.definition.qualified_name())));
         }
+        Ok(())
+    }
+
+    /// # Errors
+    /// As [`Self::refuse_unreadable`]; `Conflict` after an `ALTER`, for this handle is of the table before it.
+    pub(crate) fn refuse_retired(&self) -> Result<()> {
+        self.refuse_unreadable()?;
         if self.altered.load(Ordering::Acquire) {
             let message =
                 format!("table {} was altered while the statement ran; run it again", self.definition.qualified_name());
@@ -349,7 +356,6 @@ impl Table {
     /// `ResourceExhausted` a full disk; then nothing is stored.
     pub async fn insert(&self, batches: Vec<RecordBatch>) -> Result<u64> {
         self.shared.refuse_retired()?;
-        self.shared.refuse_retired()?;
         let batches = self.conform_all(&batches)?;
         if batches.is_empty() {
             return Ok(0);
@@ -436,7 +442,6 @@ impl Table {
             }
             self.flush_wanted.notify_one();
             flushed.await;
-            self.shared.refuse_retired()?;
             self.shared.refuse_retired()?;
             if let Some((kind, why)) = self.shared.flush_error.lock().as_ref() {
                 return Err(Error::new(
@@ -613,7 +618,6 @@ impl Mutation {
     /// # Errors
     /// As for [`Table::insert`].
     pub async fn replace(self, mut row_ids: Vec<u64>, batches: Vec<RecordBatch>) -> Result<u64> {
-        self.table.shared.refuse_retired()?;
         self.table.shared.refuse_retired()?;
         row_ids.sort_unstable();
         row_ids.dedup();

@@ -116,12 +116,13 @@ pub(crate) fn parse(sql: &str, names: &dyn Names) -> Result<Statement> {
     for pass in TOKEN_PASSES {
         tokens = pass(tokens)?;
     }
+    let end = tokens.iter().rev().find(|token| !is_blank(&token.token)).map(|token| token.span.end);
     let mut parser = DFParserBuilder::new(tokens)
         .with_dialect(&dialect)
         .with_recursion_limit(RECURSION_LIMIT)
         .build()
         .map_err(error::from_datafusion)?;
-    let mut statements = parser.parse_statements().map_err(error::from_datafusion)?;
+    let mut statements = parser.parse_statements().map_err(|e| error::at_end(error::from_datafusion(e), end))?;
     match (statements.pop_front(), statements.len()) {
         (Some(mut statement), 0) => {
             guards::check(&statement)?;

@@ -120,7 +120,7 @@ impl Models {
             )));
         }
         match config {
-            Some(config) if config != architecture_config(model) => {
+            Some(config) if serde_json::from_str(config).ok() != Some(architecture_config(model)) => {
                 Err(Error::invalid(format!("the third argument is not the architecture_config of model {id}")))
             }
             _ => Ok(id),

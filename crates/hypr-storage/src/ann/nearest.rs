@@ -182,7 +182,7 @@ impl PinnedTable {
     }
 
     fn check(&self, request: &NearestRequest) -> Result<()> {
-        self.shared.refuse_retired()?;
+        self.shared.refuse_unreadable()?;
         let schema = &self.shared.definition.columns;
         let field = schema.fields().get(request.column).ok_or_else(|| {
             Error::invalid(format!("the table has {} columns, not {}", schema.fields().len(), request.column + 1))
