@@ -33,6 +33,8 @@ pub struct Client {
     flight: FlightSqlServiceClient<Channel>,
     /// Names the session, as the server gave it.
     cookie: Option<String>,
+    /// What a server asks for that serves its own command only.
+    token: Option<String>,
 }
 
 /// What one statement answered.
@@ -88,24 +90,32 @@ impl Client {
             Error::new(ErrorKind::Unavailable, message).with_source(error)
         })?;
         let flight = FlightServiceClient::new(channel).max_decoding_message_size(usize::MAX);
-        let mut client = Self { flight: FlightSqlServiceClient::new_from_inner(flight), cookie: None };
+        let mut client = Self { flight: FlightSqlServiceClient::new_from_inner(flight), cookie: None, token: None };
         if let Some(token) = token {
             client.flight.set_header(TOKEN_HEADER, token);
+            client.token = Some(token.to_owned());
         }
-        client.begin_session(token).await?;
+        client.begin_session().await?;
         Ok(client)
     }
 
     /// Gets a cookie, so that the first statement may be `BEGIN`.
-    async fn begin_session(&mut self, token: Option<&str>) -> Result<()> {
-        let mut request = tonic::Request::new(stream::empty());
-        if let Some(token) = token {
-            let token = token.parse().map_err(|_| Error::invalid("the server's token is no header"))?;
-            request.metadata_mut().insert(TOKEN_HEADER, token);
-        }
+    async fn begin_session(&mut self) -> Result<()> {
+        let request = self.request(stream::empty());
         let shaken = self.flight.inner_mut().handshake(request).await.map_err(from_status)?;
         self.keep_cookie(shaken.metadata());
         Ok(())
+    }
+
+    /// A call that goes past [`FlightSqlServiceClient`], which adds its headers to its own calls only.
+    fn request<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        for (name, value) in [("cookie", &self.cookie), (TOKEN_HEADER, &self.token)] {
+            if let Some(value) = value.as_deref().and_then(|value| value.parse().ok()) {
+                request.metadata_mut().insert(name, value);
+            }
+        }
+        request
     }
 
     fn keep_cookie(&mut self, metadata: &MetadataMap) {
@@ -121,10 +131,7 @@ impl Client {
     /// The server's error with its kind and message; `Unavailable` when the connection breaks.
     pub async fn execute(&mut self, sql: &str) -> Result<ClientOutcome> {
         let command = CommandStatementQuery { query: sql.to_owned(), transaction_id: None };
-        let mut request = Request::new(FlightDescriptor::new_cmd(command.as_any().encode_to_vec()));
-        if let Some(cookie) = self.cookie.as_deref().and_then(|cookie| cookie.parse().ok()) {
-            request.metadata_mut().insert("cookie", cookie);
-        }
+        let request = self.request(FlightDescriptor::new_cmd(command.as_any().encode_to_vec()));
         let info = match self.flight.inner_mut().get_flight_info(request).await {
             Ok(response) => {
                 self.keep_cookie(response.metadata());

@@ -13,8 +13,8 @@ use super::read::Sink;
 use super::source::Chunks;
 use super::target::{Numbered, Target, in_file};
 
-/// What an Arrow IPC file begins with; the stream format follows, and a footer that a reader from front to back
-/// does not need.
+/// What an Arrow IPC file begins with; the stream format follows after padding, and then a footer that a reader from
+/// front to back does not need.
 const FILE_MAGIC: [u8; 8] = *b"ARROW1\0\0";
 
 type Batches = Box<dyn Iterator<Item = Result<RecordBatch>>>;
@@ -32,10 +32,17 @@ pub(super) fn parquet(shown: &str, file: Chunks) -> Result<(SchemaRef, Batches)>
 /// The columns of an Arrow IPC file or stream and its rows.
 pub(super) fn arrow(shown: &str, reader: Box<dyn Read + Send>) -> Result<(SchemaRef, Batches)> {
     let mut reader = BufReader::with_capacity(1 << 16, reader);
-    let mut magic = [0; 8];
-    reader.read_exact(&mut magic).map_err(|e| damaged(shown, "Arrow", &e))?;
-    let begin: &[u8] = if magic == FILE_MAGIC { &[] } else { &magic };
-    let stream = std::io::Cursor::new(begin.to_vec()).chain(reader);
+    let mut begin = [0; 8];
+    let mut next = || reader.read_exact(&mut begin).map(|()| begin).map_err(|e| damaged(shown, "Arrow", &e));
+    let mut begin = next()?;
+    if begin == FILE_MAGIC {
+        // Zeros align the stream; its first message does not begin with one.
+        while {
+            begin = next()?;
+            begin == [0; 8]
+        } {}
+    }
+    let stream = std::io::Cursor::new(begin).chain(reader);
     let reader = StreamReader::try_new(stream, None).map_err(|e| damaged(shown, "Arrow", &e))?;
     let schema = reader.schema();
     let shown = shown.to_owned();

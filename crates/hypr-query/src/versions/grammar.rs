@@ -98,7 +98,9 @@ fn checked_version(tokens: &[TokenWithSpan], keyword: usize, value: Option<usize
     match (found.map(|found| &found.token), value) {
         (Some(Token::Number(..) | Token::SingleQuotedString(_) | Token::Word(_)), Some(at)) => Ok(at),
         (found, _) => {
-            let at = value.map_or(tokens[keyword].span.end, |at| tokens[at].span.start);
+            let last = || tokens[keyword..].iter().rev().find(|token| !is_blank(&token.token));
+            let end = || last().unwrap_or(&tokens[keyword]).span.end;
+            let at = value.map_or_else(end, |at| tokens[at].span.start);
             let found = found.map_or("the end".to_owned(), ToString::to_string);
             let message = format!("VERSION AS OF takes a number or a tag's name, found: {found}");
             Err(error::syntax(&message, at.line, at.column))

@@ -175,6 +175,7 @@ impl FlightService for HyprFlight {
 
     async fn do_action(&self, mut request: Request<Action>) -> Answer<<Self as FlightService>::DoActionStream> {
         let begins = request.get_ref().r#type == "BeginTransaction";
+        let closes = request.get_ref().r#type == CLOSE_SESSION;
         let client = self.enter(&mut request, begins)?;
         match self.session_action(&client, request.get_ref()) {
             Some(done) => {
@@ -186,6 +187,8 @@ impl FlightService for HyprFlight {
                         offer(response.metadata_mut(), &cookie);
                         Ok(response)
                     }
+                    // Leaving would keep the closed session once more.
+                    None if closes => Ok(response),
                     None => self.0.leave(&client, Ok(response)),
                 }
             }
