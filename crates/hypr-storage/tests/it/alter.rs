@@ -277,6 +277,15 @@ impl Model {
         });
         RecordBatch::try_new(Arc::clone(schema), columns.collect()).unwrap()
     }
+
+    /// Every other row has a NULL in each column that takes one.
+    fn new_rows(ids: std::ops::Range<i64>, schema: &Schema) -> Vec<Vec<Option<i64>>> {
+        let cell = |at: usize, id: i64, field: &Field| match at.is_multiple_of(2) || field.name() == "id" {
+            true => Some(id),
+            false => (!field.is_nullable()).then_some(-1),
+        };
+        ids.enumerate().map(|(at, id)| schema.fields().iter().map(|field| cell(at, id, field)).collect()).collect()
+    }
 }
 
 async fn run(steps: Vec<Step>) {
@@ -289,23 +298,9 @@ async fn run(steps: Vec<Step>) {
     for step in &steps {
         match step {
             Step::Insert(count) => {
-                let width = model.columns.len();
-                let new: Vec<Vec<Option<i64>>> = (0..i64::from(*count))
-                    .map(|row| (0..width).map(|at| (at == 0 || row % 2 == 0).then_some(next + row)).collect())
-                    .collect();
-                next += i64::from(*count);
                 let t = table(&db);
-                // Columns with a fill take no NULL.
-                let new: Vec<Vec<Option<i64>>> = new
-                    .into_iter()
-                    .map(|row| {
-                        let fields = t.schema();
-                        row.into_iter()
-                            .enumerate()
-                            .map(|(at, value)| value.or((!fields.field(at).is_nullable()).then_some(-1)))
-                            .collect()
-                    })
-                    .collect();
+                let new = Model::new_rows(next..next + i64::from(*count), &t.schema());
+                next += i64::from(*count);
                 t.insert(vec![model.batch(&new, &t.schema())]).await.unwrap();
                 model.rows.extend(new);
             }
