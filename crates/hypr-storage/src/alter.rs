@@ -122,7 +122,7 @@ impl Alteration {
     pub async fn commit(self, changes: &[TableChange]) -> Result<()> {
         let Self { database, table, still, _catalog } = self;
         let before = &table.shared.stored;
-        let stored = changes.iter().try_fold(before.clone(), |stored, change| apply(stored, change))?;
+        let stored = changes.iter().try_fold(before.clone(), apply)?;
         let definition = stored.definition();
         check(&definition)?;
         let moved = (definition.schema_name.as_str(), definition.name.as_str());

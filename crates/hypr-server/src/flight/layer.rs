@@ -34,6 +34,8 @@ use crate::error::to_status;
 pub struct HyprFlight(Arc<HyprFlightSql>);
 
 type Inner = HyprFlightSql;
+/// The body of what an action on a session answers, and the session's cookie if that is new.
+type ActionAnswer = Result<(Vec<u8>, Option<String>), Status>;
 
 impl HyprFlight {
     /// Flight around Flight SQL. Looks after transactions and results that clients left, as long as it lives.
@@ -79,7 +81,7 @@ impl HyprFlight {
         schema_bytes(&wire_schema(&sql))
     }
 
-    fn session_action(&self, client: &Client, action: &Action) -> Option<Result<(Vec<u8>, Option<String>), Status>> {
+    fn session_action(&self, client: &Client, action: &Action) -> Option<ActionAnswer> {
         match action.r#type.as_str() {
             SET_SESSION_OPTIONS => Some(self.set_options(client, action)),
             GET_SESSION_OPTIONS => {
@@ -95,7 +97,7 @@ impl HyprFlight {
         }
     }
 
-    fn set_options(&self, client: &Client, action: &Action) -> Result<(Vec<u8>, Option<String>), Status> {
+    fn set_options(&self, client: &Client, action: &Action) -> ActionAnswer {
         let request = SetSessionOptionsRequest::decode(action.body.clone())
             .map_err(|error| Status::invalid_argument(format!("SetSessionOptions is malformed: {error}")))?;
         let (failed, cookie) = self.0.set_session_options(client, &request.session_options).map_err(to_status)?;

@@ -324,7 +324,9 @@ async fn run(steps: Vec<Step>) {
                 let at = 1 + usize::from(*which) % (model.columns.len() - 1);
                 let (name, _) = model.columns.remove(at);
                 alter(&db, &[TableChange::DropColumn(name)]).await.unwrap();
-                model.rows.iter_mut().for_each(|row| drop(row.remove(at)));
+                for row in &mut model.rows {
+                    row.remove(at);
+                }
             }
             Step::Rename(which) => {
                 let (at, to) = (usize::from(*which) % model.columns.len(), model.name());
