@@ -4,7 +4,7 @@
 //! 1. [`using_context::rewrite_tokens`] turns `FROM model USING CONTEXT (query)` into a derived table, and
 //!    [`using_context::rewrite_statement`] turns named options (`model => 'x'`) into arguments, on the text's
 //!    tokens and syntax tree.
-//!    [`weights_form`] makes one call of `generate_response(tokens, weight_data, config)`.
+//!    `weights_form` makes one call of `generate_response(tokens, weight_data, config)`.
 //! 2. SQL planning sees marker functions (`function`) that have a type and no implementation, and `relation`
 //!    plans the derived table as a node that gathers its rows into passages.
 //! 3. `hoist`, an analyzer rule, moves every call from whatever clause it is in into a `node::GenerateNode`
