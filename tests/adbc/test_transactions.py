@@ -39,7 +39,7 @@ def test_autocommit_can_be_switched(server):
 
 
 def test_ingest_commits_at_once_where_the_driver_names_no_transaction(server):
-    """The driver sends a bulk ingest without its transaction, which TestTransactions of its validation suite excepts."""
+    """Driver 1.13 sends a bulk ingest without its transaction, so it is not part of one."""
     data = pa.table({"ints": pa.array([1, 2, None], pa.int64()), "strs": ["a", None, "c"]})
     with server.begin() as one, server.connect() as two:
         with one.cursor() as cursor:
