@@ -127,10 +127,7 @@ impl<'a> Steps<'a> {
     fn position(&self, column: &str) -> Result<usize> {
         self.columns.index_of(column).map_err(|_| {
             let names = self.columns.fields().iter().map(|field| field.name().as_str());
-            let hint = match crate::error::suggest(column, names) {
-                Some(close) => format!("; did you mean \"{close}\"?"),
-                None => String::new(),
-            };
+            let hint = crate::error::hint(column, names);
             Error::invalid(format!("table \"{}\" has no column \"{column}\"{hint}", self.table))
         })
     }
@@ -327,21 +324,15 @@ impl<'a> Steps<'a> {
         let texts = index_ddl::indexes(database, self.target).into_iter();
         let indexes = vectors.map(|index| (index.name, index.column));
         let mut indexes = indexes.chain(texts.map(|index| (index.name, index.column)));
-        let used = match column {
-            Some(column) => format!("column \"{column}\" of \"{}\"", self.table),
-            None => format!("\"{}\"", self.table),
-        };
+        let refused = |why: &str| Err(views::in_use(self.table, column, what, why));
         if let Some((index, _)) = indexes.find(|(_, column)| named(column)) {
-            return Err(Error::invalid(format!(
-                "{used} cannot be {what}: index \"{index}\" is on it; drop the index first"
-            )));
+            return refused(&format!("index \"{index}\" is on it; drop the index first"));
         }
         match retention::column(self.session, self.target)? {
-            Some(time) if named(&time) => Err(Error::invalid(format!(
-                "{used} cannot be {what}: the retention policy goes by it; \
-                 ALTER TABLE {} SET (retention = NULL) first",
+            Some(time) if named(&time) => refused(&format!(
+                "the retention policy goes by it; ALTER TABLE {} SET (retention = NULL) first",
                 self.table
-            ))),
+            )),
             _ => Ok(()),
         }
     }

@@ -113,10 +113,7 @@ pub(crate) fn batch_by_name(
     for field in batch.schema_ref().fields() {
         if schema.index_of(field.name()).is_err() {
             let names = schema.fields().iter().map(|field| field.name().as_str());
-            let hint = match crate::error::suggest(field.name(), names) {
-                Some(close) => format!("; did you mean \"{close}\"?"),
-                None => String::new(),
-            };
+            let hint = crate::error::hint(field.name(), names);
             return Err(Error::invalid(format!("table \"{table}\" has no column \"{}\"{hint}", field.name())));
         }
     }

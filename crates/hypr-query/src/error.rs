@@ -134,10 +134,9 @@ fn schema_message(error: &SchemaError) -> String {
     match error {
         SchemaError::FieldNotFound { field, valid_fields } => {
             let names: Vec<String> = valid_fields.iter().map(|field| field.name.clone()).collect();
-            let hint = match suggest(&field.name, names.iter().map(String::as_str)) {
-                Some(close) => format!("; did you mean \"{close}\"?"),
-                None if names.is_empty() => String::new(),
-                None => format!("; there is: {}", list(&names)),
+            let hint = match hint(&field.name, names.iter().map(String::as_str)) {
+                none if none.is_empty() && !names.is_empty() => format!("; there is: {}", list(&names)),
+                hint => hint,
             };
             format!("column \"{}\" does not exist{hint}", field.flat_name())
         }
@@ -201,6 +200,11 @@ pub(crate) fn suggest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>)
         .filter(|(distance, _)| *distance <= limit)
         .min()
         .map(|(_, candidate)| candidate)
+}
+
+/// The end of a message about the unknown `name`: what was probably meant, or nothing.
+pub(crate) fn hint<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> String {
+    suggest(name, candidates).map_or_else(String::new, |close| format!("; did you mean \"{close}\"?"))
 }
 
 #[cfg(test)]

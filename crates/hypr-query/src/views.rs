@@ -163,15 +163,20 @@ pub(crate) async fn drop_dependents(session: &Session, table: &TableRef, cascade
 
 /// Refuses to change what views and aggregates use: a table, or one of its columns.
 pub(crate) fn refuse_dependents(session: &Session, table: &TableRef, column: Option<&str>, what: &str) -> Result<()> {
+    if let Some((view, _)) = dependents(session, table, column)?.first() {
+        let hint = if column.is_some() { "drop the view first" } else { "drop the view first, or use CASCADE" };
+        return Err(in_use(table, column, what, &format!("view \"{view}\" uses it; {hint}")));
+    }
+    continuous::refuse_dependents(session.catalog(), table)
+}
+
+/// The error for a table, or a column of it, that cannot be `what` (dropped, renamed, ..), because of `why`.
+pub(crate) fn in_use(table: &TableRef, column: Option<&str>, what: &str, why: &str) -> Error {
     let used = match column {
         Some(column) => format!("column \"{column}\" of \"{table}\""),
         None => format!("\"{table}\""),
     };
-    if let Some((view, _)) = dependents(session, table, column)?.first() {
-        let hint = if column.is_some() { "drop the view first" } else { "drop the view first, or use CASCADE" };
-        return Err(Error::invalid(format!("{used} cannot be {what}: view \"{view}\" uses it; {hint}")));
-    }
-    continuous::refuse_dependents(session.catalog(), table)
+    Error::invalid(format!("{used} cannot be {what}: {why}"))
 }
 
 fn dependents(session: &Session, table: &TableRef, column: Option<&str>) -> Result<Vec<(TableRef, Definition)>> {

@@ -41,6 +41,7 @@ use target::Target;
 pub use location::CopyAccess;
 pub use options::{FileFormat, FileOptions};
 pub use source::BytesRead;
+pub use write::{nested_as_json, text_of_nested};
 
 /// A `COPY`. Names have their schema.
 #[derive(Clone, Debug)]

@@ -181,8 +181,8 @@ fn parquet_compression(name: Option<&str>) -> Result<Compression> {
     })
 }
 
-/// `schema` with text in place of nested columns, which CSV has no form for.
-fn text_of_nested(schema: &SchemaRef) -> SchemaRef {
+/// `schema` with nullable text in place of nested columns, which CSV has no form for.
+pub fn text_of_nested(schema: &SchemaRef) -> SchemaRef {
     let fields = schema.fields().iter().map(|field| match field.data_type().is_nested() {
         true => Arc::new(Field::new(field.name(), DataType::Utf8, true)),
         false => Arc::clone(field),
@@ -190,7 +190,11 @@ fn text_of_nested(schema: &SchemaRef) -> SchemaRef {
     Arc::new(Schema::new(fields.collect::<Vec<_>>()))
 }
 
-fn nested_as_json(batch: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch> {
+/// The batch with its nested columns as JSON text; `schema` is [`text_of_nested`] of its own.
+///
+/// # Errors
+/// `InvalidInput` for a type that JSON has no form for.
+pub fn nested_as_json(batch: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch> {
     let mut columns = Vec::with_capacity(batch.num_columns());
     for (column, field) in batch.columns().iter().zip(batch.schema_ref().fields()) {
         columns.push(if column.data_type().is_nested() { json_text(column, field)? } else { Arc::clone(column) });

@@ -182,10 +182,7 @@ pub(super) fn column_position(name: &ObjectName, target: &Table) -> Result<usize
 pub(super) fn unknown_column(column: &str, target: &Table) -> Error {
     let schema = target.schema();
     let names = schema.fields().iter().map(|field| field.name().as_str());
-    let hint = match error::suggest(column, names) {
-        Some(close) => format!("; did you mean \"{close}\"?"),
-        None => String::new(),
-    };
+    let hint = error::hint(column, names);
     Error::invalid(format!("table \"{}\" has no column \"{column}\"{hint}", target.definition().name))
 }
 

@@ -7,16 +7,16 @@ use std::io::{self, Write};
 use std::sync::Arc;
 use std::time::Instant;
 
-use arrow::array::{Array, ArrayRef, RecordBatch, StringBuilder};
+use arrow::array::{ArrayRef, RecordBatch, StringBuilder};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
-use arrow::error::ArrowError;
 use arrow::ipc::writer::StreamWriter;
-use arrow::json::writer::{EncoderOptions, LineDelimited, WriterBuilder as JsonBuilder, make_encoder};
+use arrow::json::writer::{LineDelimited, WriterBuilder as JsonBuilder};
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 use arrow::util::pretty::pretty_format_batches_with_schema;
 use futures::TryStreamExt;
 use futures::stream::BoxStream;
 use hypr_common::{Error, Result};
+use hypr_query::copy::{nested_as_json, text_of_nested};
 use hypr_server::ClientOutcome;
 
 use crate::cli::Format;
@@ -94,7 +94,7 @@ impl Printer {
     }
 
     async fn print_tables(&mut self, schema: &SchemaRef, mut stream: Batches) -> Result<usize> {
-        let schema = all_text(schema, |_| true);
+        let schema = all_text(schema);
         let (mut rows, mut page, mut page_rows, mut printed) = (0, Vec::new(), 0, false);
         while let Some(batch) = stream.try_next().await? {
             let mut start = 0;
@@ -136,31 +136,31 @@ impl Printer {
     }
 
     async fn print_csv(&mut self, schema: &SchemaRef, stream: Batches) -> Result<usize> {
-        let schema = all_text(schema, DataType::is_nested);
+        let schema = text_of_nested(schema);
         let mut writer = arrow::csv::WriterBuilder::new().with_header(true).build(&mut self.out);
         // The header stands there also when no row follows.
         writer.write(&RecordBatch::new_empty(Arc::clone(&schema)))?;
-        each(stream, |batch| writer.write(&nested_as_json(batch, &schema)?)).await
+        each(stream, |batch| Ok(writer.write(&nested_as_json(batch, &schema)?)?)).await
     }
 
     async fn print_json(&mut self, stream: Batches) -> Result<usize> {
         let builder = JsonBuilder::new().with_explicit_nulls(true);
         let mut writer = builder.build::<_, LineDelimited>(&mut self.out);
-        let rows = each(stream, |batch| writer.write(batch)).await?;
+        let rows = each(stream, |batch| Ok(writer.write(batch)?)).await?;
         writer.finish()?;
         Ok(rows)
     }
 
     async fn print_arrow(&mut self, schema: &SchemaRef, stream: Batches) -> Result<usize> {
         let mut writer = StreamWriter::try_new(&mut self.out, schema)?;
-        let rows = each(stream, |batch| writer.write(batch)).await?;
+        let rows = each(stream, |batch| Ok(writer.write(batch)?)).await?;
         writer.finish()?;
         Ok(rows)
     }
 }
 
 /// Writes every batch and returns the number of their rows.
-async fn each(mut stream: Batches, mut write: impl FnMut(&RecordBatch) -> Result<(), ArrowError>) -> Result<usize> {
+async fn each(mut stream: Batches, mut write: impl FnMut(&RecordBatch) -> Result<()>) -> Result<usize> {
     let mut rows = 0;
     while let Some(batch) = stream.try_next().await? {
         write(&batch)?;
@@ -173,40 +173,10 @@ fn output_error(error: io::Error) -> Error {
     Error::io("standard output cannot be written", error)
 }
 
-/// `schema` with nullable text in place of the types that `converted` names.
-fn all_text(schema: &SchemaRef, converted: impl Fn(&DataType) -> bool) -> SchemaRef {
-    let fields = schema.fields().iter().map(|field| match converted(field.data_type()) {
-        true => Arc::new(Field::new(field.name(), DataType::Utf8, true)),
-        false => Arc::clone(field),
-    });
+/// `schema` with text in place of every column.
+fn all_text(schema: &SchemaRef) -> SchemaRef {
+    let fields = schema.fields().iter().map(|field| Field::new(field.name(), DataType::Utf8, true));
     Arc::new(Schema::new(fields.collect::<Vec<_>>()))
-}
-
-/// The batch with its nested columns, which CSV has no form for, as JSON text.
-fn nested_as_json(batch: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch, ArrowError> {
-    let mut columns = Vec::with_capacity(batch.num_columns());
-    for (column, field) in batch.columns().iter().zip(batch.schema().fields()) {
-        let nested = column.data_type().is_nested();
-        columns.push(if nested { json_text(column, field)? } else { Arc::clone(column) });
-    }
-    RecordBatch::try_new(Arc::clone(schema), columns)
-}
-
-fn json_text(column: &ArrayRef, field: &Arc<Field>) -> Result<ArrayRef, ArrowError> {
-    let options = EncoderOptions::default().with_explicit_nulls(true);
-    let mut encoder = make_encoder(field, column, &options)?;
-    let mut text = StringBuilder::with_capacity(column.len(), column.len() * 64);
-    let mut json = Vec::new();
-    for row in 0..column.len() {
-        if encoder.is_null(row) {
-            text.append_null();
-            continue;
-        }
-        json.clear();
-        encoder.encode(row, &mut json);
-        text.append_value(std::str::from_utf8(&json).map_err(|error| ArrowError::ExternalError(Box::new(error)))?);
-    }
-    Ok(Arc::new(text.finish()))
 }
 
 /// At most `width` characters on one line; an ellipsis shows where something is missing.
