@@ -29,6 +29,16 @@ pub enum Odd {
     NotFinite,
 }
 
+impl Odd {
+    /// Why a row with this vector has no place; none for one that has.
+    pub fn of(metric: Metric, vector: Option<&[f32]>) -> Option<Self> {
+        match vector {
+            None => Some(Self::Null),
+            Some(vector) => oddity(metric, vector),
+        }
+    }
+}
+
 /// What an index holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct IndexStats {

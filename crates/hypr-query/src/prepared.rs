@@ -21,6 +21,7 @@ use crate::index_ddl::CreateTextIndex;
 use crate::series::statement::SeriesStatement;
 use crate::sql_functions::CreateFunction;
 use crate::transaction::Control;
+use crate::vector_search::settings::SetSearch;
 use crate::versions::VersionStatement;
 use crate::views::CreateView;
 use crate::{DEFAULT_SCHEMA, StatementKind, TableRef, error, functions};
@@ -62,12 +63,16 @@ pub(crate) enum Action {
         cascade: bool,
     },
     Control(Control),
+    Set(SetSearch),
     Version(Box<VersionStatement>),
     Copy(Box<CopyStatement>),
 }
 
 impl Action {
     pub(crate) fn of(statement: &Statement) -> Result<Self> {
+        if let Some(set) = SetSearch::of(statement)? {
+            return Ok(Self::Set(set));
+        }
         let Statement::Statement(sql) = statement else {
             return Ok(Self::Query);
         };
@@ -148,7 +153,8 @@ impl Action {
             | Action::CreateFunction(_)
             | Action::DropFunction { .. }
             | Action::Series(_)
-            | Action::Control(_) => StatementKind::Ddl,
+            | Action::Control(_)
+            | Action::Set(_) => StatementKind::Ddl,
         }
     }
 }

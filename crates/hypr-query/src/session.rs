@@ -21,6 +21,7 @@ use crate::partitions;
 use crate::planner::{Overlay, Planner};
 use crate::prepared::{self, Action, PreparedPlan};
 use crate::transaction::{OpenStatement, Scope, check_inside};
+use crate::vector_search::settings::SearchSettings;
 use crate::{
     DEFAULT_SCHEMA, Outcome, Prepared, QueryEngine, copy, dialect, error, functions, ingest, limits, shape,
     sql_functions, versions,
@@ -51,6 +52,7 @@ impl Session {
         if let Err(error) = state.register_udf(functions::of_principal(&principal)) {
             tracing::error!(%error, "current_user is not available");
         }
+        state.config_mut().set_extension(Arc::new(SearchSettings::default()));
         let catalog = engine.catalog().clone();
         let state = Arc::new(state);
         Self { engine, principal, state, catalog, scope: Scope::Session(Arc::default()), schema: DEFAULT_SCHEMA.into() }
@@ -104,7 +106,8 @@ impl Session {
             | Action::Series(_)
             | Action::Version(_)
             | Action::Copy(_)
-            | Action::Control(_) => {}
+            | Action::Control(_)
+            | Action::Set(_) => {}
             Action::CreateIndex(_) | Action::CreateTextIndex(_) | Action::DropIndex { .. } => {}
         }
         Ok(Prepared {
@@ -172,6 +175,9 @@ impl Session {
         if let Action::Control(control) = &plan.action {
             return self.control(control).boxed().await;
         }
+        if let Action::Set(set) = &plan.action {
+            return set.run(self);
+        }
         let session = self.now()?;
         if session.catalog.transaction().is_some() {
             check_inside(&plan.action, &plan.statement)?;
@@ -205,6 +211,7 @@ impl Session {
             }
             Action::Series(statement) => statement.run(self).await,
             Action::Control(control) => self.control(control).await,
+            Action::Set(set) => set.run(self),
             Action::Version(statement) => Box::pin(versions::run(self, statement)).await,
             Action::Copy(statement) => Box::pin(copy::run(self, statement)).await,
         }

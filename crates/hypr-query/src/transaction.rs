@@ -13,12 +13,14 @@ use datafusion::sql::sqlparser::ast::{
     Ident, Set, Statement as Sql, TransactionAccessMode, TransactionIsolationLevel, TransactionMode,
 };
 use hypr_common::{Error, ErrorKind, Result};
+use hypr_storage::ann::Effort;
 use hypr_storage::{Mark, SavepointRef, Transaction};
 use parking_lot::Mutex;
 use tokio::sync::OwnedMutexGuard;
 
 use crate::dialect::ddl::normalize;
 use crate::prepared::Action;
+use crate::vector_search::settings::SearchSettings;
 use crate::{Outcome, Session};
 
 /// Which transactions a session's SQL may begin and end.
@@ -43,6 +45,11 @@ impl fmt::Debug for Scope {
 }
 
 impl Scope {
+    /// True where what a statement sets is there for the next one.
+    pub(crate) fn lasts(&self) -> bool {
+        !matches!(self, Self::Statement)
+    }
+
     /// The transaction to run the next statement in.
     pub(crate) fn current(&self) -> Option<Arc<Transaction>> {
         match self {
@@ -132,6 +139,11 @@ impl Session {
     /// The open transaction, if the next statement would run inside one.
     pub fn transaction(&self) -> Option<Arc<Transaction>> {
         self.scope.current()
+    }
+
+    /// Whether something would be lost if the next statement of the client ran in a new session.
+    pub fn has_state(&self) -> bool {
+        self.transaction().is_some() || SearchSettings::of(self.state.config()) != Effort::default()
     }
 
     /// Runs a statement about transactions.
@@ -243,6 +255,7 @@ pub(crate) fn check_inside(action: &Action, statement: &Statement) -> Result<()>
             | Action::CreateTable(_)
             | Action::Drop { views: false, .. }
             | Action::Control(_)
+            | Action::Set(_)
     );
     if allowed {
         return Ok(());

@@ -15,6 +15,7 @@ use arrow_array::types::UInt64Type;
 use datafusion::prelude::SessionContext;
 use futures::{FutureExt, TryStreamExt};
 use hypr_common::{Error, Result};
+use lance::index::DatasetIndexExt;
 use serde::Serialize;
 
 use crate::catalog::{COPY, Checkpoint, FILE};
@@ -192,11 +193,38 @@ async fn check_table(lance: &LanceStore, options: &StorageOptions, table: &Arc<T
     {
         report.damage(&object, Some(dir.clone()), format!("its Lance dataset does not hold together: {error}"));
     }
+    check_indexes(options, &object, table, report).await;
     match check_rows(table).await {
         Ok(rows) => report.rows += rows,
         // Reading a file that is damaged fails, which says nothing new.
         Err(_) if !damaged.is_empty() => {}
         Err(error) => report.damage(&object, Some(dir.clone()), error.message()),
+    }
+}
+
+/// Looks whether the indexes that the newest version names have their files.
+async fn check_indexes(options: &StorageOptions, object: &str, table: &Arc<TableShared>, report: &mut CheckReport) {
+    let Some(dataset) = table.snapshot().dataset.clone() else { return };
+    let indexes = match dataset.load_indices().boxed().await {
+        Ok(indexes) => indexes,
+        Err(error) => {
+            let message = format!("its indexes cannot be listed: {error}");
+            return report.damage(object, Some(table.dir.path.clone()), message);
+        }
+    };
+    for index in indexes.iter() {
+        let dir = table.dir.path.join("_indices").join(index.uuid.to_string());
+        let present = options.disk.list(&dir).unwrap_or_default();
+        for file in index.files.iter().flatten().map(|file| dir.join(&file.path)) {
+            if !present.contains(&file) {
+                let message = format!(
+                    "{} of index {} is missing; no row is lost, the index is built again when the column is searched",
+                    file.display(),
+                    index.name
+                );
+                report.damage(object, Some(file), message);
+            }
+        }
     }
 }
 

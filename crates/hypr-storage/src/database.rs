@@ -14,6 +14,7 @@ use tokio::sync::Notify;
 use uuid::Uuid;
 
 use crate::alter::Still;
+use crate::ann;
 use crate::catalog::{CatalogChange, Checkpoint, StoredTable, TableDefinition};
 use crate::compaction;
 use crate::constraints::Constraints;
@@ -53,6 +54,10 @@ pub(crate) struct Inner {
     /// Bytes that open transactions hold.
     transaction_bytes: Arc<AtomicUsize>,
     closed: AtomicBool,
+    /// Woken when the database is closed, for work that takes long.
+    pub(crate) closing: Notify,
+    /// One upkeep of indexes on disk at a time.
+    pub(crate) indexing: tokio::sync::Mutex<()>,
 }
 
 /// The tables and other objects, as the log has made them.
@@ -143,6 +148,8 @@ impl Database {
             ddl: Arc::default(),
             transaction_bytes: Arc::default(),
             closed: AtomicBool::new(false),
+            closing: Notify::new(),
+            indexing: tokio::sync::Mutex::default(),
             options,
         });
         inner.catalog.checkpoint(inner.options.disk.as_ref(), dir)?;
@@ -150,6 +157,9 @@ impl Database {
             let tick = (inner.options.flush_age / 4).clamp(Duration::from_millis(10), Duration::from_millis(250));
             tokio::spawn(flush::run(Arc::downgrade(&inner), Arc::clone(&inner.flush_wanted), tick));
             tokio::spawn(compaction::run(Arc::downgrade(&inner), Arc::clone(&inner.compaction_wanted)));
+        }
+        if inner.options.background_index {
+            tokio::spawn(ann::keep_vector_files(Arc::downgrade(&inner)));
         }
         let database = Self { inner };
         database.start_vector_indexes()?;
@@ -273,6 +283,17 @@ impl Database {
         self.inner.compact_all().await
     }
 
+    /// Does all upkeep of vector indexes that is due, in memory and on disk, and waits for builds under way.
+    ///
+    /// # Errors
+    /// The first failure.
+    pub async fn settle_vector_indexes(&self) -> Result<()> {
+        for table in self.tables() {
+            table.settle_indexes().await?;
+        }
+        self.inner.keep_vector_files().await
+    }
+
     async fn flush_all(&self) -> Result<()> {
         let due = |table: &TableShared| table.tail.lock().unflushed().first_lsn.is_some() && table.damage().is_none();
         self.inner.flush_where(due).await.map(drop)
@@ -284,6 +305,8 @@ impl Database {
     /// As for [`flush`](Self::flush); nothing is lost then, the log is replayed when the directory is opened.
     pub async fn close(&self) -> Result<()> {
         self.inner.closed.store(true, Ordering::Release);
+        self.inner.closing.notify_waiters();
+        drop(self.inner.indexing.lock().await);
         self.inner.log.close().await;
         self.flush_all().await
     }

@@ -27,7 +27,7 @@ use lance::dataset::transaction::{Operation, Transaction, TransactionBuilder, Up
 use lance::dataset::{BatchUDF, CommitBuilder, InsertBuilder, NewColumnTransform, ReadParams, WriteMode, WriteParams};
 use lance::session::Session;
 use lance_io::object_store::{ObjectStoreParams, WrappingObjectStore};
-use lance_table::format::Fragment;
+use lance_table::format::{Fragment, IndexMetadata};
 use object_store14::ObjectStore;
 use object_store14::list::PaginatedListStore;
 
@@ -369,16 +369,43 @@ impl LanceStore {
         self.commit(dir, Some(dataset), transaction).await
     }
 
+    /// Adds and removes indexes in one version that has the same rows.
+    pub(crate) async fn commit_indexes(
+        &self,
+        dir: &Path,
+        dataset: &Arc<Dataset>,
+        new_indices: Vec<IndexMetadata>,
+        removed_indices: Vec<IndexMetadata>,
+        stamp: Stamp,
+    ) -> Result<Dataset> {
+        let operation = Operation::CreateIndex { new_indices, removed_indices };
+        let transaction = TransactionBuilder::new(dataset.manifest().version, operation)
+            .transaction_properties(Some(stamp.properties()))
+            .build();
+        self.commit(dir, Some(dataset), transaction).await
+    }
+
+    /// Removes the files of an index that no version will refer to.
+    pub(crate) fn discard_index(&self, dir: &Path, index: &IndexMetadata) {
+        for file in index.files.iter().flatten() {
+            self.discard_file(dir, &format!("_indices/{}/{}", index.uuid, file.path));
+        }
+    }
+
     /// Removes data files that no version will refer to.
     pub(crate) fn discard(&self, dir: &Path, written: &[Fragment]) {
         for file in written.iter().flat_map(|fragment| &fragment.files) {
-            let path = dir.join("data").join(&file.path);
-            if let Err(error) = self.disk.remove(&path) {
-                // Lance removes it when it is a week old.
-                tracing::warn!(file = %path.display(), %error, "a file that is not needed cannot be removed");
-            } else if let Ok(table) = self.checksums.table(dir) {
-                table.forget(&format!("data/{}", file.path));
-            }
+            self.discard_file(dir, &format!("data/{}", file.path));
+        }
+    }
+
+    fn discard_file(&self, dir: &Path, name: &str) {
+        let path = dir.join(name);
+        if let Err(error) = self.disk.remove(&path) {
+            // Lance removes it when it is a week old.
+            tracing::warn!(file = %path.display(), %error, "a file that is not needed cannot be removed");
+        } else if let Ok(table) = self.checksums.table(dir) {
+            table.forget(name);
         }
     }
 

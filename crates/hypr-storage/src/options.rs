@@ -51,7 +51,8 @@ pub struct StorageOptions {
     /// Rows from which on a vector column that is searched gets a graph; with fewer every row is compared.
     /// Default 2,000.
     pub vector_index_rows: usize,
-    /// Bytes of memory that the index of one vector column may take. Default 4 GiB.
+    /// Bytes of memory that the index of one vector column may take; a column that needs more has its index on disk.
+    /// Default 4 GiB.
     pub vector_index_memory_bytes: usize,
     /// Threads that build a vector index. Default 2, or 1 where there is one.
     pub vector_index_threads: usize,

@@ -120,6 +120,21 @@ pub(crate) async fn plan_flushed(
     plan_parts(table, snapshot, state.config().target_partitions(), parts).await
 }
 
+/// Plans a scan, with row ids, of the rows that lie in `fragments` or in the tail.
+pub(crate) async fn plan_fragments(
+    table: &TableShared,
+    snapshot: Arc<Snapshot>,
+    fragments: Vec<Fragment>,
+    projection: Vec<usize>,
+) -> Result<Arc<dyn ExecutionPlan>> {
+    let mut fields = table.definition.columns.project(&projection)?.fields().to_vec();
+    fields.push(Arc::new(row_id_field()));
+    let output = Arc::new(Schema::new(fields));
+    let reads = Reads { fragments, batches: snapshot.batches.clone() };
+    let parts = Parts { projection, with_row_id: true, filters: Vec::new(), limit: None, output, reads };
+    plan_parts(table, &table.layout, snapshot, 1, parts).await
+}
+
 struct Parts {
     projection: Vec<usize>,
     with_row_id: bool,

@@ -100,6 +100,8 @@ impl TableShared {
         };
         let tail = self.tail.lock().converted(convert)?;
         let altered = Self::with_tail(stored, Arc::clone(&self.dir), Arc::clone(&self.clock), tail)?;
+        let moved = |column: usize| altered.layout.ids.iter().position(|id| *id == self.layout.ids[column]);
+        altered.vectors.adopt(&self.vectors, moved);
         altered.next_row_id.store(self.next_row_id.load(Ordering::Acquire), Ordering::Release);
         altered.cleaned_version.store(self.cleaned_version.load(Ordering::Acquire), Ordering::Release);
         altered.superseded.lock().clone_from(&self.superseded.lock());

@@ -2,11 +2,12 @@
 //! database server must not let its clients do that.
 
 use datafusion::sql::parser::Statement;
-use datafusion::sql::sqlparser::ast::{ObjectType, Set, Statement as Sql};
+use datafusion::sql::sqlparser::ast::{ObjectType, Statement as Sql};
 use hypr_common::{Error, Result};
 
 use super::procedure::Procedure;
 use crate::series::statement::SeriesStatement;
+use crate::vector_search::settings::SetSearch;
 
 /// Refuses statements that are not served.
 pub(crate) fn check(statement: &Statement) -> Result<()> {
@@ -23,7 +24,7 @@ pub(crate) fn check(statement: &Statement) -> Result<()> {
         },
         Statement::CreateExternalTable(_) => Err(Error::unsupported("CREATE EXTERNAL TABLE is not available")),
         Statement::CopyTo(_) => Err(Error::unsupported("COPY cannot be explained; explain its query")),
-        Statement::Reset(_) => Err(Error::unsupported("RESET is not available")),
+        Statement::Reset(_) => SetSearch::of(statement).map(drop),
     }
 }
 
@@ -49,7 +50,8 @@ fn check_sql(sql: &Sql) -> Result<()> {
         | Sql::Rollback { .. }
         | Sql::Savepoint { .. }
         | Sql::ReleaseSavepoint { .. }
-        | Sql::Set(Set::SetTransaction { .. })
+        // Which settings there are is said where they are set.
+        | Sql::Set(_)
         | Sql::ShowTables { .. }
         | Sql::ShowColumns { .. }
         | Sql::ShowVariable { .. }
@@ -61,7 +63,6 @@ fn check_sql(sql: &Sql) -> Result<()> {
         Sql::CreateSchema { .. } => {
             "CREATE SCHEMA is not available; CREATE TABLE schema.table makes the schema with its first table"
         }
-        Sql::Set(_) => "SET is not available",
         Sql::Prepare { .. } | Sql::Execute { .. } | Sql::Deallocate { .. } => {
             "PREPARE is not available as SQL; use the prepared statements of Flight SQL"
         }

@@ -1,8 +1,9 @@
-//! `CREATE INDEX [name] ON table USING HNSW (column) WITH (metric = 'cosine', ..)`.
+//! `CREATE INDEX [name] ON table USING method (column) WITH (metric = 'cosine', ..)`, where the method is `HNSW`, a
+//! graph in memory, or one of Lance's indexes on disk.
 
 use datafusion::sql::sqlparser::ast::{BinaryOperator, CreateIndex, Expr, IndexType, Value};
 use hypr_common::{Error, Result};
-use hypr_storage::ann::{Metric, Params};
+use hypr_storage::ann::{FileKind, FileParams, IndexMethod, Metric, Params};
 
 use super::ddl::{normalize, table_ref};
 use crate::TableRef;
@@ -15,7 +16,7 @@ pub(crate) struct CreateVectorIndex {
     pub table: TableRef,
     pub column: String,
     pub metric: Metric,
-    pub params: Params,
+    pub method: IndexMethod,
     pub if_not_exists: bool,
 }
 
@@ -37,7 +38,7 @@ impl CreateVectorIndex {
             table: table_ref(&ast.table_name)?,
             column: normalize(column),
             metric: Metric::Cosine,
-            params: Params::default(),
+            method: method(ast)?,
             if_not_exists: ast.if_not_exists,
         };
         for option in &ast.with {
@@ -59,15 +60,18 @@ impl CreateVectorIndex {
             _ => None,
         };
         let number = || number().ok_or_else(|| Error::invalid(format!("index option {name} takes a number")));
-        match name.as_str() {
-            "metric" => self.metric = Metric::parse(right.to_string().trim_matches('\''))?,
-            "m" => self.params.m = number()?,
-            "ef_construction" => self.params.ef_construction = number()?,
-            "ef_search" => self.params.ef_search = number()?,
-            other => {
-                let known = "metric, m, ef_construction, ef_search";
-                return Err(Error::invalid(format!("index option {other} is not known; there are {known}")));
-            }
+        if name == "metric" {
+            self.metric = Metric::parse(right.to_string().trim_matches('\''))?;
+            return Ok(());
+        }
+        match &mut self.method {
+            IndexMethod::Hnsw(params) => match name.as_str() {
+                "m" => params.m = number()?,
+                "ef_construction" => params.ef_construction = number()?,
+                "ef_search" => params.ef_search = number()?,
+                _ => return Err(unknown(&name, "metric, m, ef_construction, ef_search")),
+            },
+            IndexMethod::Files(params) => *file_option(params, &name)? = Some(number()?),
         }
         Ok(())
     }
@@ -90,9 +94,53 @@ fn refuse_unsupported(ast: &CreateIndex) -> Result<()> {
     if let Some((_, clause)) = clauses.iter().find(|(present, _)| *present) {
         return Err(Error::unsupported(format!("CREATE INDEX with {clause} is not available")));
     }
-    match &ast.using {
-        None => Ok(()),
-        Some(IndexType::Custom(method)) if method.value.eq_ignore_ascii_case("hnsw") => Ok(()),
-        Some(other) => Err(Error::unsupported(format!("an index by {other} is not available; there are HNSW and FTS"))),
+    Ok(())
+}
+
+fn method(ast: &CreateIndex) -> Result<IndexMethod> {
+    let named = match &ast.using {
+        None => return Ok(IndexMethod::Hnsw(Params::default())),
+        Some(IndexType::Custom(named)) => named.value.as_str(),
+        Some(_) => "",
+    };
+    if named.eq_ignore_ascii_case("hnsw") {
+        return Ok(IndexMethod::Hnsw(Params::default()));
     }
+    let other = |using: &IndexType| {
+        let there = "HNSW, IVF_PQ, IVF_RQ, IVF_HNSW_SQ and FTS";
+        Error::unsupported(format!("an index by {using} is not available; there are {there}"))
+    };
+    match (FileKind::parse(named), &ast.using) {
+        (Some(kind), _) => Ok(IndexMethod::Files(FileParams { kind: Some(kind), ..FileParams::default() })),
+        (None, Some(using)) => Err(other(using)),
+        (None, None) => Ok(IndexMethod::Hnsw(Params::default())),
+    }
+}
+
+/// The parameter of an index on disk that is called `name`, if its kind has one.
+fn file_option<'a>(params: &'a mut FileParams, name: &str) -> Result<&'a mut Option<usize>> {
+    let kind = params.kind.unwrap_or(FileKind::IvfPq);
+    let own = match kind {
+        FileKind::IvfPq => "num_sub_vectors, num_bits",
+        FileKind::IvfRq => "num_bits",
+        FileKind::IvfHnswSq => "m, ef_construction, ef_search",
+    };
+    let common = ["num_partitions", "nprobes", "refine_factor"];
+    if !common.contains(&name) && !own.split(", ").any(|known| known == name) {
+        return Err(unknown(name, &format!("metric, {}, {own}", common.join(", "))));
+    }
+    Ok(match name {
+        "num_partitions" => &mut params.num_partitions,
+        "num_sub_vectors" => &mut params.num_sub_vectors,
+        "num_bits" => &mut params.num_bits,
+        "m" => &mut params.m,
+        "ef_construction" => &mut params.ef_construction,
+        "ef_search" => &mut params.ef_search,
+        "nprobes" => &mut params.nprobes,
+        _ => &mut params.refine_factor,
+    })
+}
+
+fn unknown(name: &str, known: &str) -> Error {
+    Error::invalid(format!("index option {name} is not known; there are {known}"))
 }

@@ -37,7 +37,18 @@ pub(super) const TEXT_SEARCH: Signature = Signature {
 pub(super) const VECTOR_SEARCH: Signature = Signature {
     name: "vector_search",
     usage: "vector_search(table, 'text' [, column] [, limit])",
-    parameters: &["table", "query", "column", "limit", "metric", "model", "rank_weight"],
+    parameters: &[
+        "table",
+        "query",
+        "column",
+        "limit",
+        "metric",
+        "model",
+        "rank_weight",
+        "ef_search",
+        "nprobes",
+        "refine_factor",
+    ],
     positional: 4,
 };
 
@@ -156,6 +167,15 @@ impl Arguments {
             Some(number) => Ok(Some(number)),
             None => Err(bad(self.signature, &format!("\"{name}\" is a number that is not negative, not {value}"))),
         }
+    }
+
+    /// A whole number that is known when the statement is planned, at least 1.
+    pub fn count(&mut self, name: &str) -> Result<Option<usize>, Error> {
+        let Some(number) = self.number(name)? else { return Ok(None) };
+        if number.fract() != 0.0 || !(1.0..=1e6).contains(&number) {
+            return Err(bad(self.signature, &format!("\"{name}\" is a whole number from 1 to 1000000, not {number}")));
+        }
+        Ok(Some(number as usize))
     }
 
     /// The table that an argument names.

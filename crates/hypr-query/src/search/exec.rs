@@ -23,7 +23,7 @@ use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, Pla
 use futures::{StreamExt, TryStreamExt, stream};
 use hypr_common::Error;
 use hypr_inference::api::{EmbedRequest, Inference};
-use hypr_storage::ann::RowSet;
+use hypr_storage::ann::{Effort, RowSet};
 use hypr_storage::{NearestRequest, PinnedTable, ROW_ID_COLUMN, TextOptions, TextSearch};
 
 use super::node::{Search, SearchKind};
@@ -42,6 +42,8 @@ pub(super) struct SearchPlan {
     pub limit: Arc<dyn PhysicalExpr>,
     pub inference: Arc<dyn Inference>,
     pub busy_timeout: Duration,
+    /// How much a search by distance looks at.
+    pub effort: Effort,
     /// The columns to give: of the table, perhaps the row id, and the score.
     pub schema: SchemaRef,
 }
@@ -140,7 +142,7 @@ impl SearchPlan {
     }
 
     async fn by_distance(&self, query: ScalarValue, limit: usize, allowed: Option<Vec<u64>>) -> Result<Found> {
-        let SearchKind::Vector { column, metric, model } = &self.search.kind else {
+        let SearchKind::Vector { column, metric, model, .. } = &self.search.kind else {
             return internal_err!("a search by distance has no vector column");
         };
         let vector = match query.try_as_str() {
@@ -156,6 +158,7 @@ impl SearchPlan {
             set.extend(ids);
             Arc::new(set)
         });
+        request.effort = self.effort;
         let nearest = self.pinned.nearest(&request).await.map_err(error::to_datafusion)?;
         let scores = nearest.iter().map(|neighbor| neighbor.distance);
         Ok(Found {
@@ -211,7 +214,7 @@ impl SearchPlan {
 }
 
 /// The value of an expression that reads no columns.
-fn constant(expr: &Arc<dyn PhysicalExpr>) -> Result<ScalarValue> {
+pub(crate) fn constant(expr: &Arc<dyn PhysicalExpr>) -> Result<ScalarValue> {
     let options = RecordBatchOptions::new().with_row_count(Some(1));
     let row = RecordBatch::try_new_with_options(Arc::new(Schema::empty()), Vec::new(), &options)?;
     match expr.evaluate(&row)? {
@@ -239,7 +242,7 @@ impl DisplayAs for SearchExec {
                 write!(f, "column={}, metric={metric:?}", definition.columns.field(*column).name())?;
             }
         }
-        write!(f, ", query={}, limit={}", self.plan.query, self.plan.limit)?;
+        write!(f, ", query={}, limit={}{}", self.plan.query, self.plan.limit, self.plan.effort)?;
         match self.fetch {
             Some(fetch) => write!(f, ", fetch={fetch}"),
             None => Ok(()),

@@ -19,6 +19,8 @@ mod node;
 mod planner;
 mod relation;
 
+pub(crate) use exec::constant;
+
 use std::sync::Arc;
 use std::time::Duration;
 

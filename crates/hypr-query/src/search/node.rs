@@ -9,7 +9,7 @@ use std::sync::Arc;
 use arrow_schema::{DataType, Field, FieldRef};
 use datafusion::common::{DFSchema, DFSchemaRef, Result, internal_err};
 use datafusion::logical_expr::{Expr, Extension, LogicalPlan, UserDefinedLogicalNodeCore};
-use hypr_storage::ann::Metric;
+use hypr_storage::ann::{Effort, Metric};
 use hypr_storage::{ROW_ID_COLUMN, Table, TextOptions};
 
 /// What to search by.
@@ -18,7 +18,8 @@ pub(super) enum SearchKind {
     /// BM25 over a text column; the score is highest for the best.
     Text { column: String, options: TextOptions },
     /// The distance of a vector column; it is lowest for the best. Text is embedded by `model`, or the default one.
-    Vector { column: usize, metric: Metric, model: Option<String> },
+    /// `effort` is what the call says of it.
+    Vector { column: usize, metric: Metric, model: Option<String>, effort: Effort },
 }
 
 impl SearchKind {

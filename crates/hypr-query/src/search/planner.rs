@@ -10,11 +10,13 @@ use datafusion::logical_expr::{LogicalPlan, UserDefinedLogicalNode, UserDefinedL
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_planner::{DefaultPhysicalPlanner, ExtensionPlanner, PhysicalPlanner};
 use hypr_inference::api::Inference;
+use hypr_storage::ann::Effort;
 
 use super::candidates::{CandidatesExec, unsearchable};
 use super::exec::{SearchExec, SearchPlan};
 use super::fuse::{FuseExec, FuseNode};
-use super::node::SearchNode;
+use super::node::{SearchKind, SearchNode};
+use crate::vector_search::settings::SearchSettings;
 
 /// Plans the nodes of this module.
 #[derive(Debug)]
@@ -40,7 +42,12 @@ impl SearchPlanner {
             return Err(unsearchable());
         };
         let empty = DFSchema::empty();
+        let effort = match &node.search.kind {
+            SearchKind::Vector { effort, .. } => effort.or(SearchSettings::of(state.config())),
+            SearchKind::Text { .. } => Effort::default(),
+        };
         let plan = SearchPlan {
+            effort,
             search: Arc::clone(&node.search),
             pinned: candidates.pinned.clone(),
             query: planner.create_physical_expr(&node.query, &empty, state)?,

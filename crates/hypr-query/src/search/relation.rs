@@ -15,7 +15,7 @@ use datafusion::sql::sqlparser::ast::{
 };
 use hypr_common::types::is_vector;
 use hypr_common::{Error, types};
-use hypr_storage::ann::Metric;
+use hypr_storage::ann::{Effort, Metric};
 use hypr_storage::{ROW_ID_COLUMN, Table};
 
 use super::arguments::{self, Arguments, RERANK, RRF, Signature, TEXT_SEARCH, VECTOR_SEARCH, bad};
@@ -153,10 +153,16 @@ impl Call<'_> {
                 return Err(error::to_datafusion(bad(args.signature, &what)));
             }
         };
+        let mut count = |name| args.count(name).map_err(error::to_datafusion);
+        let effort = Effort {
+            ef_search: count("ef_search")?,
+            nprobes: count("nprobes")?,
+            refine_factor: count("refine_factor")?,
+        };
         let at = column(&mut args, &table, "VECTOR(n)", &is_vector, &is_vector)?;
         let text = is_text(&query_type).then(|| query.clone());
         let search = Search {
-            kind: SearchKind::Vector { column: at, metric, model },
+            kind: SearchKind::Vector { column: at, metric, model, effort },
             score: free_name("distance", &table.schema()),
             table,
         };

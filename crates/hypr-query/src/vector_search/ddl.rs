@@ -1,4 +1,4 @@
-//! Runs `CREATE INDEX .. USING HNSW`.
+//! Runs `CREATE INDEX` of vectors.
 
 use hypr_common::Result;
 use hypr_storage::ann::VectorIndexDefinition;
@@ -15,7 +15,7 @@ pub(crate) async fn create_index(session: &Session, create: &CreateVectorIndex) 
         table: create.table.name.clone(),
         column: create.column.clone(),
         metric: create.metric,
-        params: create.params,
+        method: create.method,
     };
     session.engine().database().create_vector_index(definition, create.if_not_exists).await?;
     Ok(Outcome::Affected(0))

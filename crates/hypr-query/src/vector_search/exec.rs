@@ -19,12 +19,12 @@ use datafusion::physical_plan::{
     DisplayAs, DisplayFormatType, ExecutionPlan, Partitioning, PlanProperties, execute_stream,
 };
 use futures::{StreamExt, TryStreamExt, stream};
-use hypr_storage::ann::{Neighbor, Odd, RowSet, SearchPath};
+use hypr_storage::ann::{Effort, Neighbor, Odd, RowSet, SearchPath};
 use hypr_storage::{NearestRequest, PinnedTable, ScanRequest};
 
-use super::pattern::DistanceFunction;
+use super::pattern::{DistanceFunction, vector};
 use super::provider::NearestSearch;
-use crate::error;
+use crate::{error, search};
 
 /// An expression over some columns of the table.
 #[derive(Clone, Debug)]
@@ -35,6 +35,14 @@ pub(super) struct Condition {
     pub columns: Vec<usize>,
     /// Its conjuncts for the store to make use of.
     pub pushed: Vec<Expr>,
+}
+
+/// What rows are compared with.
+#[derive(Clone, Debug)]
+pub(super) enum QueryVector {
+    Known(Vec<f32>),
+    /// Reads no columns; has its value when the search runs.
+    Later(Arc<dyn PhysicalExpr>),
 }
 
 /// Gives the nearest rows of a table, or every row that may be among them.
@@ -51,6 +59,8 @@ pub(super) struct NearestExec {
 struct Run {
     pinned: PinnedTable,
     search: NearestSearch,
+    query: QueryVector,
+    effort: Effort,
     path: SearchPath,
     condition: Option<Condition>,
     /// The distance function itself, for rows that the search does not decide on.
@@ -66,6 +76,8 @@ impl NearestExec {
         name: String,
         pinned: PinnedTable,
         search: NearestSearch,
+        query: QueryVector,
+        effort: Effort,
         path: SearchPath,
         condition: Option<Condition>,
         distance: Condition,
@@ -78,23 +90,26 @@ impl NearestExec {
             EmissionType::Final,
             Boundedness::Bounded,
         );
-        let run = Run { pinned, search, path, condition, distance, schema, projection };
+        let run = Run { pinned, search, query, effort, path, condition, distance, schema, projection };
         Self { name, run: Arc::new(run), properties: Arc::new(properties), metrics: ExecutionPlanMetricsSet::new() }
     }
 }
 
 impl Run {
     async fn start(self: Arc<Self>, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
-        if !matches!(self.path, SearchPath::Index(_)) {
+        if !self.path.is_indexed() {
             return self.every_row(context).await;
         }
+        let Some(query) = self.query_vector()? else {
+            return self.every_row(context).await;
+        };
         let allowed = match &self.condition {
             Some(condition) => Some(Arc::new(self.matching(condition, &context).await?)),
             None => None,
         };
         let call = &self.search.call;
-        let mut request =
-            NearestRequest::new(self.search.column, call.function.metric(), call.query.clone(), self.search.k);
+        let mut request = NearestRequest::new(self.search.column, call.function.metric(), query, self.search.k);
+        request.effort = self.effort;
         request.allowed = allowed.clone();
         request.ties = self.search.ties;
         let found = self.pinned.nearest(&request).await.map_err(error::to_datafusion)?;
@@ -103,6 +118,17 @@ impl Run {
         }
         let batch = self.rows_of(&found).await?;
         Ok(Box::pin(RecordBatchStreamAdapter::new(Arc::clone(&self.schema), stream::iter([Ok(batch)]))))
+    }
+
+    /// None for one that only the function itself can judge.
+    fn query_vector(&self) -> Result<Option<Vec<f32>>> {
+        let expr = match &self.query {
+            QueryVector::Known(vector) => return Ok(Some(vector.clone())),
+            QueryVector::Later(expr) => expr,
+        };
+        let found = vector(&search::constant(expr)?, self.search.call.function);
+        let width = self.pinned.vector_width(self.search.column).map_err(error::to_datafusion)?;
+        Ok(found.filter(|vector| vector.len() == width))
     }
 
     /// True when rows without a distance belong into the result.
@@ -227,16 +253,14 @@ impl DisplayAs for NearestExec {
         let (search, call) = (&self.run.search, &self.run.search.call);
         let metric = call.function.metric().name();
         write!(f, "NearestExec: table={}, column={}, metric={metric}, k={}", self.name, call.column.name, search.k)?;
+        if let QueryVector::Later(query) = &self.run.query {
+            write!(f, ", query={query}")?;
+        }
         if let Some(predicate) = &search.predicate {
             write!(f, ", filter={predicate}")?;
         }
-        match self.run.path {
-            SearchPath::Index(stats) => {
-                write!(f, ", index: graph_rows={}, new_rows={}", stats.graph_rows, stats.pending_rows)
-            }
-            SearchPath::Building => write!(f, ", every row: the index is being built"),
-            SearchPath::Scan => write!(f, ", every row: no index"),
-        }
+        write!(f, "{}", self.run.effort)?;
+        write!(f, ", {}", self.run.path)
     }
 }
 

@@ -14,6 +14,7 @@ mod exec;
 mod pattern;
 mod provider;
 mod rule;
+pub(crate) mod settings;
 
 use datafusion::execution::session_state::SessionStateBuilder;
 use std::sync::Arc;

@@ -1,10 +1,11 @@
 //! What the rule looks for in expressions.
 
+use arrow_schema::DataType;
 use datafusion::common::{Column, ScalarValue};
 use datafusion::logical_expr::{BinaryExpr, ColumnarValue, Expr, Operator};
 use hypr_storage::ann::Metric;
 
-use crate::functions::vector::VectorArg;
+use crate::functions::vector::{VectorArg, is_vector_like};
 
 /// A distance function of a column and a constant, as a sort key in the direction that a search can serve.
 #[derive(Clone, Debug, PartialEq)]
@@ -12,8 +13,40 @@ pub(super) struct DistanceCall {
     /// The call as it stands over the table's columns.
     pub expr: Expr,
     pub column: Column,
-    pub query: Vec<f32>,
+    /// What it is compared with.
+    pub query: Query,
     pub function: DistanceFunction,
+}
+
+/// The constant of a [`DistanceCall`].
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Query {
+    Known(Vec<f32>),
+    /// A subquery that does not read the row: it is computed once, before the search.
+    Later(Expr),
+}
+
+impl Query {
+    fn of(expr: &Expr, function: DistanceFunction) -> Option<Self> {
+        match expr {
+            Expr::Literal(constant, _) => vector(constant, function).map(Self::Known),
+            Expr::ScalarSubquery(subquery) if subquery.outer_ref_columns.is_empty() => Some(Self::Later(expr.clone())),
+            _ => None,
+        }
+    }
+
+    /// False for a vector that is known to have another width.
+    pub fn fits(&self, width: usize) -> bool {
+        let data_type = match self {
+            Self::Known(vector) => return vector.len() == width,
+            Self::Later(Expr::ScalarSubquery(subquery)) => subquery.subquery.schema().field(0).data_type(),
+            Self::Later(_) => return false,
+        };
+        match data_type {
+            DataType::FixedSizeList(_, given) => usize::try_from(*given).is_ok_and(|given| given == width),
+            other => is_vector_like(other),
+        }
+    }
 }
 
 /// The functions that order rows by nearness.
@@ -56,12 +89,10 @@ impl DistanceCall {
         let Expr::ScalarFunction(call) = expr else { return None };
         let function = DistanceFunction::of(call.func.name()).filter(|function| function.ascends() == ascending)?;
         let (column, constant) = match call.args.as_slice() {
-            [Expr::Column(column), Expr::Literal(constant, _)] | [Expr::Literal(constant, _), Expr::Column(column)] => {
-                (column, constant)
-            }
+            [Expr::Column(column), constant] | [constant, Expr::Column(column)] => (column, constant),
             _ => return None,
         };
-        Some(Self { expr: expr.clone(), column: column.clone(), query: vector(constant, function)?, function })
+        Some(Self { expr: expr.clone(), column: column.clone(), query: Query::of(constant, function)?, function })
     }
 
     /// True for a condition that, of rows in order of nearness, leaves a first part: it can be checked after the
@@ -86,7 +117,7 @@ impl DistanceCall {
 
 /// A constant that the function compares with; none for NULL, a zero vector of a cosine and values that are not
 /// finite, which the function itself has to judge.
-fn vector(constant: &ScalarValue, function: DistanceFunction) -> Option<Vec<f32>> {
+pub(super) fn vector(constant: &ScalarValue, function: DistanceFunction) -> Option<Vec<f32>> {
     let argument = VectorArg::new(&ColumnarValue::Scalar(constant.clone())).ok()?;
     let vector = argument.get(0)?.to_vec();
     let finite = vector.iter().all(|value| value.is_finite());

@@ -14,8 +14,9 @@ use datafusion::physical_plan::ExecutionPlan;
 use hypr_storage::Table;
 
 use super::DISTANCE_COLUMN;
-use super::exec::{Condition, NearestExec};
-use super::pattern::DistanceCall;
+use super::exec::{Condition, NearestExec, QueryVector};
+use super::pattern::{DistanceCall, Query};
+use super::settings::SearchSettings;
 use crate::error;
 
 /// What is looked for.
@@ -96,6 +97,10 @@ impl TableProvider for NearestTable {
             None => None,
         };
         let distance = self.condition(state, &search.call.expr)?;
+        let query = match &search.call.query {
+            Query::Known(vector) => QueryVector::Known(vector.clone()),
+            Query::Later(expr) => QueryVector::Later(state.create_physical_expr(expr.clone(), &DFSchema::empty())?),
+        };
         let pinned = self.table.pin();
         let path =
             pinned.search_path(search.column, search.call.function.metric()).await.map_err(error::to_datafusion)?;
@@ -104,6 +109,8 @@ impl TableProvider for NearestTable {
             self.table.definition().qualified_name(),
             pinned,
             search.clone(),
+            query,
+            SearchSettings::of(state.config()),
             path,
             condition,
             distance,

@@ -13,7 +13,7 @@ use datafusion::logical_expr::{
 use datafusion::optimizer::{ApplyOrder, OptimizerConfig, OptimizerRule};
 use hypr_storage::Table;
 
-use super::pattern::DistanceCall;
+use super::pattern::{DistanceCall, Query};
 use super::provider::{NearestSearch, NearestTable};
 use super::{DISTANCE_COLUMN, MAX_K};
 use crate::catalog::StoredTable;
@@ -105,13 +105,13 @@ impl<'a> Match<'a> {
         let call = DistanceCall::of(distance, ascending)?;
         let field = ExprSchema::field_from_column(&scan.projected_schema, &call.column).ok()?;
         let is_vector = matches!(field.data_type(), arrow_schema::DataType::FixedSizeList(_, width)
-            if usize::try_from(*width).is_ok_and(|width| width == call.query.len()));
+            if usize::try_from(*width).is_ok_and(|width| call.query.fits(width)));
         for filter in scan.filters.iter().flat_map(|filter| split_conjunction_owned(filter.clone())) {
             if !conditions.contains(&filter) {
                 conditions.push(filter);
             }
         }
-        let usable = is_vector && conditions.iter().all(is_plain);
+        let usable = is_vector && conditions.iter().all(|condition| is_plain(condition) || call.bounds(condition));
         usable.then_some(Self { path, sort_key, scan, table, conditions, call })
     }
 
@@ -167,7 +167,12 @@ impl<'a> Match<'a> {
         let mut projection =
             self.scan.projection.clone().unwrap_or_else(|| (0..self.scan.source.schema().fields().len()).collect());
         projection.push(source.schema().fields().len() - 1);
-        TableScan::try_new(self.scan.table_name.clone(), source, Some(projection), Vec::new(), None)
+        // The planner computes the subqueries that it sees in expressions of the plan. This one says nothing of rows.
+        let named = match self.call.query {
+            Query::Later(_) => vec![self.call.expr.clone().is_not_null()],
+            Query::Known(_) => Vec::new(),
+        };
+        TableScan::try_new(self.scan.table_name.clone(), source, Some(projection), named, None)
             .map(LogicalPlan::TableScan)
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use arrow::array::{Array, AsArray, Int64Array, RecordBatch, RecordBatchOptions, StringArray};
+use arrow::array::{Array, ArrayRef, AsArray, Int64Array, RecordBatch, RecordBatchOptions, StringArray};
 use arrow::datatypes::{DataType, Float32Type};
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
@@ -506,4 +506,83 @@ async fn answers_are_named_after_the_function() {
     let batch = collect(fixture.session.execute(sql).await.unwrap()).await.unwrap();
     let names: Vec<String> = batch.schema().fields().iter().map(|field| field.name().clone()).collect();
     assert_eq!(names, ["generate_response", "generate_response_2", "embed"]);
+}
+
+/// Rows with the embeddings of their texts, more than are compared without an index.
+async fn embedded() -> Fixture {
+    let fixture = Fixture::with(AiOptions::default()).await;
+    let width = fixture.engine.resolve(Task::Embed, None).unwrap().hidden_size;
+    fixture.session.execute("CREATE TABLE words (body TEXT)").await.unwrap();
+    fixture.session.execute("INSERT INTO words VALUES ('w1'), ('w2'), ('w3'), ('w4')").await.unwrap();
+    let create = format!("CREATE TABLE texts (id INT, body TEXT, v VECTOR({width}))");
+    fixture.session.execute(&create).await.unwrap();
+    let fill = "INSERT INTO texts SELECT row_number() OVER (ORDER BY body), body, embed(body) FROM words";
+    fixture.session.execute(fill).await.unwrap();
+    fixture.book.embeddings.lock().clear();
+    fixture
+}
+
+impl Fixture {
+    /// The rows of a statement, and how many texts were embedded for it.
+    async fn embedding(&self, sql: &str) -> (Vec<String>, usize) {
+        self.book.embeddings.lock().clear();
+        let batch = collect(self.session.execute(sql).await.unwrap()).await.unwrap();
+        let texts = self.book.embeddings.lock().iter().map(|request| request.inputs.len()).sum();
+        (lines(&batch), texts)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_embedding_of_a_constant_is_made_once_and_searched_for_in_the_index() {
+    let fixture = embedded().await;
+    let nearest = [
+        "SELECT id FROM texts ORDER BY cosine_distance(v, embed('w3')) LIMIT 1",
+        "SELECT id FROM texts ORDER BY cosine_distance(embed('w3', model => 'minilm'), v) LIMIT 1",
+        "SELECT id FROM texts ORDER BY cosine_similarity(v, embed('w' || '3')) DESC NULLS LAST LIMIT 1",
+        "SELECT id FROM texts WHERE body <> 'w4' ORDER BY l2_distance(v, embed('w3')) LIMIT 1",
+        "SELECT id FROM (SELECT id, cosine_distance(v, embed('w3')) AS d FROM texts) ORDER BY d LIMIT 1",
+        "SELECT id FROM texts WHERE cosine_distance(v, embed('w3')) < 0.5 ORDER BY cosine_distance(v, embed('w3')) LIMIT 1",
+        "SELECT id FROM vector_search(texts, embed('w3'), v, 1)",
+    ];
+    for sql in nearest {
+        let plan = fixture.embedding(&format!("EXPLAIN {sql}")).await;
+        assert_eq!(plan.1, 0, "a plan asks no engine: {sql}");
+        let plan = plan.0.join("\n");
+        assert!(plan.contains("NearestExec") && plan.contains("index: ") || plan.contains("SearchExec"), "{plan}");
+        assert_eq!(fixture.embedding(sql).await, (vec!["3".to_owned()], 1), "{sql}");
+    }
+    let twice = "SELECT id, round(cosine_distance(v, embed('w2')), 3) AS d, inner_product(v, embed('w2')) > 0 AS p
+        FROM texts ORDER BY cosine_distance(v, embed('w2')) LIMIT 1";
+    assert_eq!(fixture.embedding(twice).await, (vec!["2|0.0|true".to_owned()], 1));
+    let two = "SELECT id FROM texts ORDER BY cosine_distance(v, embed('w1')), l2_distance(v, embed('w2')) LIMIT 1";
+    assert_eq!(fixture.embedding(two).await, (vec!["1".to_owned()], 2));
+    let all = "SELECT id FROM texts ORDER BY cosine_distance(v, embed('w4')), id";
+    assert_eq!(fixture.embedding(all).await.1, 1, "without a limit too");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bound_text_is_embedded_once_and_a_null_has_no_neighbours() {
+    let fixture = embedded().await;
+    let sql = "SELECT id FROM texts ORDER BY cosine_distance(v, embed($1)), id LIMIT 2";
+    let prepared = fixture.session.prepare(sql).await.unwrap();
+    let text = |text: Option<&str>| {
+        let column: ArrayRef = Arc::new(StringArray::from(vec![text]));
+        RecordBatch::try_from_iter_with_nullable([("$1", column, true)]).unwrap()
+    };
+    let found = fixture.session.execute_prepared(&prepared, &text(Some("w2"))).await.unwrap();
+    let found = lines(&collect(found).await.unwrap());
+    assert_eq!((found[0].as_str(), fixture.book.embeddings.lock().len()), ("2", 1));
+    let none = fixture.session.execute_prepared(&prepared, &text(None)).await.unwrap();
+    assert_eq!(lines(&collect(none).await.unwrap()), ["1", "2"]);
+    // Any subquery of one row that reads none of the table's is such a constant.
+    let alike =
+        "SELECT id FROM texts WHERE id <> 4 ORDER BY cosine_distance(v, (SELECT v FROM texts WHERE id = 4)) LIMIT 3";
+    let plan = fixture.embedding(&format!("EXPLAIN {alike}")).await.0.join("\n");
+    assert!(plan.contains("NearestExec") && plan.contains("filter="), "{plan}");
+    assert_eq!(fixture.embedding(alike).await.0.len(), 3);
+    let missing = "SELECT id FROM texts ORDER BY cosine_distance(v, (SELECT v FROM texts WHERE id = 9)), id LIMIT 1";
+    assert_eq!(fixture.embedding(missing).await.0, ["1"]);
+    // A call that only some rows may need is made for those.
+    let guarded = "SELECT id FROM texts ORDER BY CASE WHEN id > 9 THEN cosine_distance(v, embed('w2')) END, id LIMIT 1";
+    assert_eq!(fixture.embedding(guarded).await, (vec!["1".to_owned()], 0));
 }

@@ -99,3 +99,42 @@ async fn a_bound_vector_searches_too() {
     let found = crate::harness::collect(found).await.unwrap();
     assert_eq!(crate::harness::lines(&found), ["42"]);
 }
+
+const NEAREST_ONE: &str = "SELECT id FROM t ORDER BY l2_distance(v, {q}) LIMIT 1";
+
+/// How many of many queries find the row that is nearest.
+async fn found_first(fixture: &Fixture) -> usize {
+    let mut found = 0;
+    for at in 0..60 {
+        let query = format!("ARRAY[sin({at}), cos({at} * 3), sin({at} * 0.7), cos({at} * 1.1), sin({at} * 9), 0.3]");
+        let sql = NEAREST_ONE.replace("{q}", &query);
+        let exact = sql.replace("l2_distance", "0 + l2_distance");
+        found += usize::from(fixture.lines(&sql).await == fixture.lines(&exact).await);
+    }
+    found
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_sets_how_wide_its_searches_look() {
+    let fixture = filled(6000).await;
+    fixture.affected("CREATE INDEX ON t USING HNSW (v) WITH (metric = 'l2', m = 4, ef_construction = 8)").await;
+    settle(&fixture).await;
+    let explained = async |statement: &str| fixture.lines(&format!("EXPLAIN {statement}")).await.join("\n");
+    let statement = NEAREST_ONE.replace("{q}", QUERIES[0]);
+    assert!(!explained(&statement).await.contains("ef_search"));
+    fixture.affected("SET hnsw.ef_search = 1").await;
+    let narrow = found_first(&fixture).await;
+    fixture.affected("SET SESSION hnsw.ef_search TO '600'").await;
+    assert!(explained(&statement).await.contains("ef_search=600"));
+    let wide = found_first(&fixture).await;
+    assert!(wide >= 58 && narrow < wide, "{narrow} and {wide} of 60");
+    let called = "SELECT id FROM vector_search(t, ARRAY[1, 0, 0, 0, 0, 0], v, 1, metric => 'l2', ef_search => 7)";
+    assert!(explained(called).await.contains("ef_search=7"));
+    assert!(explained(&called.replace(", ef_search => 7", "")).await.contains("ef_search=600"));
+    fixture.affected("SET ivfflat.probes = 5").await;
+    assert!(explained(&statement).await.contains("ef_search=600, nprobes=5"));
+    fixture.affected("RESET hnsw.ef_search").await;
+    fixture.affected("SET ivf.nprobes = DEFAULT").await;
+    let plan = explained(&statement).await;
+    assert!(!plan.contains("ef_search") && !plan.contains("nprobes"), "{plan}");
+}

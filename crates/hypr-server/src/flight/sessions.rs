@@ -140,7 +140,7 @@ impl HyprFlightSql {
     pub(super) fn leave<T>(&self, client: &Client, answer: Result<Response<T>, Status>) -> Result<Response<T>, Status> {
         let cookie = match &client.name {
             None => Some(Uuid::now_v7().to_string()),
-            Some(name) if client.session.transaction().is_some() && !self.sessions.is_known(name) => {
+            Some(name) if client.session.has_state() && !self.sessions.is_known(name) => {
                 self.sessions.put(name, client.session(), client.settings.clone()).map_err(crate::error::to_status)?;
                 Some(format!("{name}{STATEFUL}"))
             }

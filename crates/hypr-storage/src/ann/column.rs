@@ -5,11 +5,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use arc_swap::ArcSwap;
-use hypr_ann::{Index, Metric, Params};
+use hypr_ann::{Index, Metric};
 use hypr_common::Result;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::Notify;
 
+use super::files::FileIndex;
+use super::method::IndexMethod;
 use super::places::RowMaps;
 use super::vectors::Vectors;
 use crate::tail::TailBatch;
@@ -17,9 +19,43 @@ use crate::tail::TailBatch;
 /// New rows that are worth moving into a graph.
 pub(super) const ABSORB_ROWS: usize = 256;
 
-/// The index of one column for one metric.
+/// How the rows near a vector are found, in one column by one metric.
+#[derive(Clone, Debug)]
+pub(crate) enum ColumnIndex {
+    /// In a graph in memory, which holds all rows.
+    Graph(Arc<GraphIndex>),
+    /// In files of Lance, which hold rows that were flushed.
+    Files(Arc<FileIndex>),
+}
+
+impl ColumnIndex {
+    /// Learns of a commit. Called under the lock of the table's tail, before any reader sees the commit.
+    fn applied(&self, added: &[TailBatch], removed: &[u64]) {
+        match self {
+            Self::Graph(graph) => graph.applied(added, removed),
+            Self::Files(files) => files.applied(added, removed),
+        }
+    }
+
+    fn is_broken(&self) -> bool {
+        match self {
+            Self::Graph(graph) => graph.broken.load(Ordering::Acquire),
+            Self::Files(files) => files.is_retired(),
+        }
+    }
+
+    /// Nobody will ask for it any more.
+    fn retire(&self) {
+        match self {
+            Self::Graph(graph) => graph.retire(),
+            Self::Files(files) => files.retire(),
+        }
+    }
+}
+
+/// The index in memory of one column for one metric.
 #[derive(Debug)]
-pub(crate) struct ColumnIndex {
+pub(crate) struct GraphIndex {
     pub(super) column: usize,
     pub(super) current: ArcSwap<Index>,
     /// The index that will take its place; it learns of the same commits.
@@ -36,8 +72,8 @@ pub(crate) struct ColumnIndex {
     pub(super) wanted: Notify,
 }
 
-impl ColumnIndex {
-    fn new(column: usize, index: Index) -> Self {
+impl GraphIndex {
+    pub(super) fn new(column: usize, index: Index) -> Self {
         Self {
             column,
             current: ArcSwap::from_pointee(index),
@@ -56,11 +92,15 @@ impl ColumnIndex {
         usable.then(|| self.current.load_full())
     }
 
+    fn retire(&self) {
+        self.broken.store(true, Ordering::Release);
+        self.wanted.notify_one();
+    }
+
     pub(super) fn set_ready(&self) {
         self.ready.store(true, Ordering::Release);
     }
 
-    /// Learns of a commit. Called under the lock of the table's tail, before any reader sees the commit.
     fn applied(&self, added: &[TailBatch], removed: &[u64]) {
         let next = self.next.lock();
         let current = self.current.load_full();
@@ -97,9 +137,9 @@ impl ColumnIndex {
 /// The indexes of one table.
 #[derive(Debug, Default)]
 pub(crate) struct VectorIndexes {
-    columns: RwLock<BTreeMap<(usize, Metric), Arc<ColumnIndex>>>,
+    columns: RwLock<BTreeMap<(usize, Metric), ColumnIndex>>,
     /// Of the indexes that a user declared.
-    declared: RwLock<BTreeMap<(usize, Metric), Params>>,
+    declared: RwLock<BTreeMap<(usize, Metric), IndexMethod>>,
     pub(crate) row_maps: RowMaps,
 }
 
@@ -111,12 +151,26 @@ impl VectorIndexes {
         }
     }
 
-    pub(crate) fn get(&self, column: usize, metric: Metric) -> Option<Arc<ColumnIndex>> {
-        self.columns.read().get(&(column, metric)).filter(|index| !index.broken.load(Ordering::Acquire)).cloned()
+    pub(crate) fn get(&self, column: usize, metric: Metric) -> Option<ColumnIndex> {
+        self.columns.read().get(&(column, metric)).filter(|index| !index.is_broken()).cloned()
     }
 
-    pub(crate) fn all(&self) -> Vec<(Metric, Arc<ColumnIndex>)> {
-        self.columns.read().iter().map(|((_, metric), index)| (*metric, Arc::clone(index))).collect()
+    /// Those in memory.
+    pub(crate) fn graphs(&self) -> Vec<Arc<GraphIndex>> {
+        let graph = |index: &ColumnIndex| match index {
+            ColumnIndex::Graph(graph) => Some(Arc::clone(graph)),
+            ColumnIndex::Files(_) => None,
+        };
+        self.columns.read().values().filter_map(graph).collect()
+    }
+
+    /// Those on disk.
+    pub(crate) fn files(&self) -> Vec<Arc<FileIndex>> {
+        let files = |index: &ColumnIndex| match index {
+            ColumnIndex::Files(files) => Some(Arc::clone(files)),
+            ColumnIndex::Graph(_) => None,
+        };
+        self.columns.read().values().filter_map(files).collect()
     }
 
     /// A new index that learns of commits from here on; the one that is there, if there is one. The caller holds the
@@ -125,28 +179,31 @@ impl VectorIndexes {
         &self,
         column: usize,
         metric: Metric,
-        dims: usize,
-        params: Params,
-    ) -> Result<(Arc<ColumnIndex>, bool)> {
+        new: impl FnOnce() -> Result<ColumnIndex>,
+    ) -> Result<(ColumnIndex, bool)> {
         let mut columns = self.columns.write();
-        if let Some(known) = columns.get(&(column, metric)).filter(|known| !known.broken.load(Ordering::Acquire)) {
-            return Ok((Arc::clone(known), false));
+        if let Some(known) = columns.get(&(column, metric)).filter(|known| !known.is_broken()) {
+            return Ok((known.clone(), false));
         }
-        let index = Arc::new(ColumnIndex::new(column, Index::new(metric, dims, params)?));
-        columns.insert((column, metric), Arc::clone(&index));
+        let index = new()?;
+        columns.insert((column, metric), index.clone());
         Ok((index, true))
     }
 
-    /// How the index of a column is to be built.
-    pub(super) fn params(&self, column: usize, metric: Metric) -> Params {
-        self.declared.read().get(&(column, metric)).copied().unwrap_or_default()
+    /// Columns and metrics that have an index.
+    pub(crate) fn registered(&self) -> Vec<(usize, Metric)> {
+        self.columns.read().keys().copied().collect()
+    }
+
+    /// How the index of a column was declared.
+    pub(super) fn declared(&self, column: usize, metric: Metric) -> Option<IndexMethod> {
+        self.declared.read().get(&(column, metric)).copied()
     }
 
     /// Declares how an index is built; one that was built otherwise is forgotten.
-    pub(super) fn define(&self, column: usize, metric: Metric, params: Params) {
-        let before = self.params(column, metric);
-        self.declared.write().insert((column, metric), params);
-        if before != params {
+    pub(super) fn define(&self, column: usize, metric: Metric, method: IndexMethod) {
+        let before = self.declared.write().insert((column, metric), method);
+        if before != Some(method) {
             self.remove(column, metric);
         }
     }
@@ -157,20 +214,23 @@ impl VectorIndexes {
         self.remove(column, metric);
     }
 
+    /// The declared indexes of the same table before an `ALTER`; `moved` gives the new place of a column.
+    pub(crate) fn adopt(&self, before: &Self, moved: impl Fn(usize) -> Option<usize>) {
+        let known = before.declared.read();
+        let kept = known.iter().filter_map(|((column, metric), method)| Some(((moved(*column)?, *metric), *method)));
+        self.declared.write().extend(kept);
+    }
+
     /// Forgets an index; searches that have it go on.
     pub(crate) fn remove(&self, column: usize, metric: Metric) {
         if let Some(index) = self.columns.write().remove(&(column, metric)) {
-            index.broken.store(true, Ordering::Release);
-            index.wanted.notify_one();
+            index.retire();
         }
     }
 
     /// Forgets every index: the rows of the table are others than those that the indexes were told of.
     pub(crate) fn clear(&self) {
         let columns = std::mem::take(&mut *self.columns.write());
-        for index in columns.into_values() {
-            index.broken.store(true, Ordering::Release);
-            index.wanted.notify_one();
-        }
+        columns.into_values().for_each(|index| index.retire());
     }
 }

@@ -7,6 +7,8 @@ use hypr_ann::{Index, Metric, Params};
 use hypr_common::{Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
 
+use super::files::is_of_column;
+use super::method::{FileParams, IndexMethod};
 use super::upkeep;
 use super::vectors::width;
 use crate::database::Database;
@@ -30,7 +32,7 @@ pub struct VectorIndexDefinition {
     /// What it orders by. A column has one declared index for each metric.
     pub metric: Metric,
     /// How it is built and searched.
-    pub params: Params,
+    pub method: IndexMethod,
 }
 
 /// The definition as the catalog keeps it.
@@ -41,9 +43,36 @@ struct Stored {
     table_id: u32,
     column: String,
     metric: String,
-    m: usize,
-    ef_construction: usize,
-    ef_search: usize,
+    #[serde(flatten)]
+    method: StoredMethod,
+}
+
+/// [`IndexMethod`] as the catalog keeps it; a definition with `files` is of an index on disk.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(untagged)]
+enum StoredMethod {
+    Files { files: FileParams },
+    Hnsw { m: usize, ef_construction: usize, ef_search: usize },
+}
+
+impl From<IndexMethod> for StoredMethod {
+    fn from(method: IndexMethod) -> Self {
+        match method {
+            IndexMethod::Hnsw(Params { m, ef_construction, ef_search }) => Self::Hnsw { m, ef_construction, ef_search },
+            IndexMethod::Files(files) => Self::Files { files },
+        }
+    }
+}
+
+impl From<StoredMethod> for IndexMethod {
+    fn from(stored: StoredMethod) -> Self {
+        match stored {
+            StoredMethod::Hnsw { m, ef_construction, ef_search } => {
+                Self::Hnsw(Params { m, ef_construction, ef_search })
+            }
+            StoredMethod::Files { files } => Self::Files(files),
+        }
+    }
 }
 
 impl VectorIndexDefinition {
@@ -53,9 +82,7 @@ impl VectorIndexDefinition {
             table_id,
             column: self.column.clone(),
             metric: self.metric.name().to_owned(),
-            m: self.params.m,
-            ef_construction: self.params.ef_construction,
-            ef_search: self.params.ef_search,
+            method: self.method.into(),
         };
         let definition = serde_json::to_value(stored)
             .map_err(|e| Error::internal("encoding an index definition failed").with_source(e))?;
@@ -68,9 +95,8 @@ impl VectorIndexDefinition {
         let stored: Stored = serde_json::from_value(definition).map_err(|e| {
             Error::corrupted(format!("the definition of index {schema_name}.{name} is not understood: {e}"))
         })?;
-        let params = Params { m: stored.m, ef_construction: stored.ef_construction, ef_search: stored.ef_search };
         let (table, column, metric) = (stored.table, stored.column, Metric::parse(&stored.metric)?);
-        Ok((Self { schema_name, name, table, column, metric, params }, stored.table_id))
+        Ok((Self { schema_name, name, table, column, metric, method: stored.method.into() }, stored.table_id))
     }
 }
 
@@ -89,16 +115,8 @@ impl Database {
             .ok_or_else(|| Error::not_found(format!("table {schema_name}.{} does not exist", definition.table)))?;
         let column = position(&table, &definition.column)?;
         let dims = width(table.schema().field(column))?;
-        Index::new(definition.metric, dims, definition.params)?;
-        let limit = table.limits.index.memory_bytes;
-        let rows = table.approximate_rows().unwrap_or(0);
-        let bytes = Index::estimated_bytes(dims, rows, &definition.params);
-        if bytes > limit {
-            let message = format!(
-                "an index of {rows} rows takes about {bytes} bytes, more than vector_index_memory_bytes = {limit}"
-            );
-            return Err(Error::new(ErrorKind::ResourceExhausted, message));
-        }
+        definition.method.check(definition.metric, dims)?;
+        refuse_too_large(&table, dims, definition.method)?;
         let same = self.vector_indexes()?.into_iter().find(|other| {
             (&other.schema_name, &other.table, &other.column, other.metric)
                 == (schema_name, &definition.table, &definition.column, definition.metric)
@@ -123,7 +141,7 @@ impl Database {
         if !self.put_object(definition.store(table.shared.stored.id)?, replace).await? {
             return Ok(false);
         }
-        table.shared.vectors.define(column, definition.metric, definition.params);
+        table.shared.vectors.define(column, definition.metric, definition.method);
         upkeep::ensure(&table.shared, column, definition.metric, table.limits.index).await?;
         Ok(true)
     }
@@ -146,6 +164,9 @@ impl Database {
             && let Ok(column) = position(&table, &definition.column)
         {
             table.shared.vectors.undefine(column, definition.metric);
+            let column_id = table.shared.layout.ids[column];
+            let is_its = |name: &str| is_of_column(name, column_id, definition.metric);
+            self.inner().remove_vector_files(&table.shared, is_its).await?;
         }
         Ok(true)
     }
@@ -185,13 +206,29 @@ impl Database {
         for definition in self.vector_indexes()? {
             let Some(table) = self.table(&definition.schema_name, &definition.table) else { continue };
             let Ok(column) = position(&table, &definition.column) else { continue };
-            table.shared.vectors.define(column, definition.metric, definition.params);
+            table.shared.vectors.define(column, definition.metric, definition.method);
             if table.limits.index.background {
                 tokio::spawn(start(table, column, definition.metric));
             }
         }
         Ok(())
     }
+}
+
+/// Refuses a graph that would take more memory than is allowed.
+fn refuse_too_large(table: &Table, dims: usize, method: IndexMethod) -> Result<()> {
+    let IndexMethod::Hnsw(params) = method else { return Ok(()) };
+    let limit = table.limits.index.memory_bytes;
+    let rows = table.approximate_rows().unwrap_or(0);
+    let bytes = Index::estimated_bytes(dims, rows, &params);
+    if bytes <= limit {
+        return Ok(());
+    }
+    let message = format!(
+        "an index of {rows} rows takes about {bytes} bytes, more than vector_index_memory_bytes = {limit}; build one on \
+         disk, USING IVF_PQ, IVF_RQ or IVF_HNSW_SQ"
+    );
+    Err(Error::new(ErrorKind::ResourceExhausted, message))
 }
 
 async fn start(table: Arc<Table>, column: usize, metric: Metric) {

@@ -1,15 +1,17 @@
 //! Nearest rows of a table by a vector column.
 //!
-//! [`PinnedTable::nearest`] answers from an index in memory (`hypr_ann`) when there is one and from a scan when not;
-//! both see exactly the rows of the pinned snapshot. An index is a cache: it is loaded from the rows, learns of each
-//! commit before a reader can see it (`column`), and is kept in shape in the background (`upkeep`). Row ids never
-//! change their content, so an index needs no versions: a candidate counts when `places` knows where the snapshot has
-//! it.
+//! [`PinnedTable::nearest`] answers from an index when there is one and from a scan when not; both see exactly the rows
+//! of the pinned snapshot. Candidates come from one of two places (`column`): a graph in memory (`hypr_ann`), or, for a
+//! column too large for that, Lance's indexes on disk (`files`). Either is a cache that is made from the rows and kept
+//! in shape in the background (`upkeep`, `files::keep`), and learns of each commit before a reader can see it. A
+//! candidate counts when `places` knows where the snapshot has it.
 //!
-//! Deliberately absent: SQL; and any durable state of an index other than its definition.
+//! Deliberately absent: SQL; and any durable state of which a row would depend.
 
 mod column;
 mod definition;
+mod files;
+mod method;
 mod nearest;
 mod places;
 mod take;
@@ -17,10 +19,13 @@ mod upkeep;
 mod vectors;
 
 pub use definition::VectorIndexDefinition;
+pub use files::FileStats;
 pub use hypr_ann::{IndexStats, Metric, Neighbor, Odd, Params, RowSet};
-pub use nearest::{NearestRequest, PinnedTable, SearchPath};
+pub use method::{FileKind, FileParams, IndexMethod};
+pub use nearest::{Effort, NearestRequest, PinnedTable, SearchPath};
 
 pub(crate) use column::VectorIndexes;
+pub(crate) use files::run as keep_vector_files;
 
 /// Bounds of the indexes in memory.
 #[derive(Clone, Copy, Debug)]

@@ -5,13 +5,14 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 
 use arrow_array::cast::AsArray;
 use arrow_array::types::UInt64Type;
 use futures::{FutureExt, TryStreamExt};
 use hypr_common::Result;
 use lance::Dataset;
+use lance::dataset::scanner::{RowAddrMask, RowAddrTreeMap};
 use lance_table::format::Fragment;
 use parking_lot::Mutex;
 
@@ -32,9 +33,22 @@ struct Run {
 pub(crate) struct RowMap {
     /// Ascending by `first_id`, none overlapping.
     runs: Vec<Run>,
+    /// The addresses of all rows, once somebody asks.
+    addresses: OnceLock<Arc<RowAddrMask>>,
 }
 
 impl RowMap {
+    fn addresses(&self) -> Arc<RowAddrMask> {
+        let mask = || {
+            let mut addresses = RowAddrTreeMap::new();
+            for run in &self.runs {
+                addresses.insert_range(run.address..run.address + run.len);
+            }
+            Arc::new(RowAddrMask::from_allowed(addresses))
+        };
+        Arc::clone(self.addresses.get_or_init(mask))
+    }
+
     fn address(&self, id: u64) -> Option<u64> {
         let run = self.runs[..self.runs.partition_point(|run| run.first_id <= id)].last()?;
         (id - run.first_id < run.len).then(|| run.address + (id - run.first_id))
@@ -83,7 +97,7 @@ impl RowMaps {
         }
         let mut runs: Vec<Run> = current.values().flat_map(|runs| runs.iter().copied()).collect();
         runs.sort_unstable_by_key(|run| run.first_id);
-        let map = Arc::new(RowMap { runs });
+        let map = Arc::new(RowMap { runs, addresses: OnceLock::new() });
         // A version out of the past must not evict what the newest will need.
         if self.maps.lock().last().is_none_or(|(newest, _)| *newest < version) {
             *fragments = current;
@@ -132,6 +146,8 @@ struct PlaceIndex {
     lance: Option<Arc<RowMap>>,
     /// The ids of each batch of the tail: their bounds, and whether they ascend.
     tail: Vec<(Range<u64>, bool)>,
+    /// The addresses of rows in Lance that are not dead, once somebody asks.
+    live: OnceLock<Arc<RowAddrMask>>,
 }
 
 /// The rows of one snapshot.
@@ -160,10 +176,40 @@ impl Places {
             let first = ids.iter().min().copied().unwrap_or(0);
             (first..ids.iter().max().map_or(first, |last| last + 1), ids.is_sorted())
         };
-        let index = Arc::new(PlaceIndex { lance, tail: snapshot.batches.iter().map(bounds).collect() });
+        let index =
+            Arc::new(PlaceIndex { lance, tail: snapshot.batches.iter().map(bounds).collect(), live: OnceLock::new() });
         // The weak reference keeps the address from being used again.
         *maps.last.lock() = Some((Arc::downgrade(snapshot), Arc::clone(&index)));
         Ok(Self { snapshot: Arc::clone(snapshot), index })
+    }
+
+    /// The addresses in Lance of the rows that the snapshot has.
+    pub(super) fn lance_rows(&self) -> Arc<RowAddrMask> {
+        let mask = || {
+            let Some(lance) = &self.index.lance else { return Arc::new(RowAddrMask::allow_nothing()) };
+            let all = lance.addresses();
+            if self.snapshot.dead.is_empty() {
+                return all;
+            }
+            let dead = self.snapshot.dead.iter().flat_map(|ids| ids.iter());
+            let dead: RowAddrTreeMap = dead.filter_map(|id| lance.address(*id)).collect();
+            Arc::new(RowAddrMask::clone(&all).also_block(dead))
+        };
+        Arc::clone(self.index.live.get_or_init(mask))
+    }
+
+    /// How many rows Lance has, dead ones among them.
+    pub(super) fn lance_row_count(&self) -> u64 {
+        self.index.lance.iter().flat_map(|lance| &lance.runs).map(|run| run.len).sum()
+    }
+
+    /// The addresses in Lance of those rows of `ids` that the snapshot has there, ascending.
+    pub(super) fn addresses_of(&self, ids: impl Iterator<Item = u64>) -> Vec<u64> {
+        let Some(lance) = &self.index.lance else { return Vec::new() };
+        let live = ids.filter(|id| !is_dead(&self.snapshot.dead, *id));
+        let mut addresses: Vec<u64> = live.filter_map(|id| lance.address(id)).collect();
+        addresses.sort_unstable();
+        addresses
     }
 
     /// Where the snapshot has a row; none when it has not.
@@ -199,9 +245,13 @@ mod tests {
     #[test]
     fn ids_are_found_in_runs_and_not_between_them() {
         let run = |first_id, address, len| Run { first_id, address, len };
-        let map = RowMap { runs: vec![run(3, 1 << 32, 2), run(7, 5, 1)] };
+        let map = RowMap { runs: vec![run(3, 1 << 32, 2), run(7, 5, 1)], ..RowMap::default() };
         let found: Vec<_> = (0..10).map(|id| map.address(id)).collect();
         let at = |address: u64| Some(address);
         assert_eq!(found, [None, None, None, at(1 << 32), at(1 << 32 | 1), None, None, at(5), None, None]);
+        let mask = map.addresses();
+        let selected: Vec<u64> =
+            [4, 5, 6, 1 << 32, 1 << 32 | 1, 1 << 32 | 2].into_iter().filter(|a| mask.selected(*a)).collect();
+        assert_eq!(selected, [5, 1 << 32, 1 << 32 | 1]);
     }
 }

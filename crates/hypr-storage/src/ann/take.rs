@@ -38,7 +38,8 @@ impl PinnedTable {
                 Place::Tail { .. } => None,
             })
             .collect();
-        let lance = if addresses.is_empty() { None } else { Some(self.take_lance(&addresses, projection).await?) };
+        let lance =
+            if addresses.is_empty() { None } else { Some(self.take_lance(&addresses, projection, false).await?) };
         if let Some(lance) = &lance
             && addresses.len() == found.len()
         {
@@ -50,16 +51,21 @@ impl PinnedTable {
         Ok(RecordBatch::try_new(schema, columns)?)
     }
 
-    /// The columns in the table's present form, whatever form Lance has them in.
-    async fn take_lance(&self, addresses: &[u64], projection: &[usize]) -> Result<RecordBatch> {
+    /// The columns in the table's present form, whatever form Lance has them in, and perhaps the row id.
+    pub(super) async fn take_lance(
+        &self,
+        addresses: &[u64],
+        projection: &[usize],
+        with_row_id: bool,
+    ) -> Result<RecordBatch> {
         let failed = |e| lance_error("reading rows", e);
         let dataset = self.snapshot.dataset.as_ref();
         let dataset = dataset.ok_or_else(|| Error::internal("a row has an address and its table no files"))?;
         let layout = &self.shared.layout;
         let physical = physical_columns(dataset, layout);
         let mut fields = stored_fields(&physical, projection);
-        if fields.is_empty() {
-            // Lance cannot project zero columns.
+        // Lance cannot project zero columns.
+        if with_row_id || fields.is_empty() {
             fields.push(row_id_field());
         }
         let columns = lance_core::datatypes::Schema::try_from(&Schema::new(fields)).map_err(failed)?;
@@ -68,8 +74,13 @@ impl PinnedTable {
         if taken.num_rows() != addresses.len() {
             return Err(Error::internal(format!("{} rows were read of {}", taken.num_rows(), addresses.len())));
         }
-        let columns = assemble(layout, &physical, projection, taken.columns(), addresses.len())?;
-        Ok(RecordBatch::try_new(Arc::new(self.schema().project(projection)?), columns)?)
+        let mut columns = assemble(layout, &physical, projection, taken.columns(), addresses.len())?;
+        let mut fields = self.schema().project(projection)?.fields().to_vec();
+        if with_row_id {
+            fields.push(Arc::new(row_id_field()));
+            columns.extend(taken.columns().last().cloned());
+        }
+        Ok(RecordBatch::try_new(Arc::new(Schema::new(fields)), columns)?)
     }
 
     /// One column of rows that lie in Lance, in order, and in the tail.

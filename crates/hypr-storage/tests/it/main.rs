@@ -9,6 +9,7 @@ mod faults;
 mod flushes;
 mod model;
 mod nearest;
+mod nearest_files;
 mod objects;
 mod simulation;
 mod support;

@@ -14,14 +14,14 @@ use hypr_storage::{Database, NearestRequest, ScanRequest, StorageOptions, Table}
 
 use crate::support::{crash, definition, read};
 
-const DIMS: usize = 12;
+const DIMS: usize = 16;
 
-fn columns() -> SchemaRef {
+pub fn columns() -> SchemaRef {
     Arc::new(Schema::new(vec![Field::new("id", DataType::Int64, false), vector_field("v", DIMS as i32, true)]))
 }
 
 /// Values that depend on `id` alone, around one of 20 centres.
-fn vector(id: i64) -> Vec<f32> {
+pub fn vector(id: i64) -> Vec<f32> {
     let noise = |seed: i64| {
         let bits = (seed as u64).wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let bits = (bits ^ bits >> 29).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -31,7 +31,7 @@ fn vector(id: i64) -> Vec<f32> {
 }
 
 /// Every row whose id is a multiple of 101 has no vector.
-fn rows(ids: impl IntoIterator<Item = i64>) -> RecordBatch {
+pub fn rows(ids: impl IntoIterator<Item = i64>) -> RecordBatch {
     let ids: Vec<i64> = ids.into_iter().collect();
     let values: ArrayRef = Arc::new(Float32Array::from_iter_values(ids.iter().flat_map(|id| vector(*id))));
     let nulls = ids.iter().map(|id| id % 101 != 0).collect::<Vec<_>>().into();
@@ -58,22 +58,27 @@ async fn table(dir: &Path, graph_rows: usize) -> (Database, Arc<Table>) {
     (db, table)
 }
 
-async fn nearest_ids(table: &Table, metric: Metric, query: Vec<f32>, k: usize) -> Vec<i64> {
+pub async fn nearest_ids(table: &Table, metric: Metric, query: Vec<f32>, k: usize) -> Vec<i64> {
     let pinned = table.pin();
     let found = pinned.nearest(&NearestRequest::new(1, metric, query, k)).await.unwrap();
     ids_of(&pinned.take_rows(&row_ids(&found), &[0]).await.unwrap())
 }
 
-fn row_ids(found: &[Neighbor]) -> Vec<u64> {
+pub fn row_ids(found: &[Neighbor]) -> Vec<u64> {
     found.iter().map(|neighbor| neighbor.row_id).collect()
 }
 
-fn ids_of(batch: &RecordBatch) -> Vec<i64> {
+pub fn ids_of(batch: &RecordBatch) -> Vec<i64> {
     batch.column(0).as_primitive::<Int64Type>().values().to_vec()
 }
 
+/// The row ids that a scan gave in its last column.
+pub fn row_id_column(batch: &RecordBatch) -> Vec<u64> {
+    batch.columns().last().unwrap().as_primitive::<arrow_array::types::UInt64Type>().values().to_vec()
+}
+
 /// The nearest of what a scan gives, in f64.
-async fn exact_ids(table: &Table, metric: Metric, query: &[f32], k: usize) -> Vec<i64> {
+pub async fn exact_ids(table: &Table, metric: Metric, query: &[f32], k: usize) -> Vec<i64> {
     let mut all = Vec::new();
     for batch in read(table, ScanRequest::default()).await {
         let (ids, vectors) = (batch.column(0).as_primitive::<Int64Type>(), batch.column(1).as_fixed_size_list());
@@ -101,7 +106,7 @@ async fn exact_ids(table: &Table, metric: Metric, query: &[f32], k: usize) -> Ve
     all.into_iter().take(k).map(|(_, id)| id).collect()
 }
 
-async fn recall(table: &Table, metric: Metric) -> f64 {
+pub async fn recall(table: &Table, metric: Metric) -> f64 {
     let mut hits = 0;
     for query in (0..40).map(|at| vector(5_000_000 + at)) {
         let found = nearest_ids(table, metric, query.clone(), 10).await;
@@ -110,7 +115,7 @@ async fn recall(table: &Table, metric: Metric) -> f64 {
     hits as f64 / 400.0
 }
 
-async fn delete(table: &Table, gone: impl Fn(i64) -> bool) {
+pub async fn delete(table: &Table, gone: impl Fn(i64) -> bool) {
     let mutation = table.begin_mutation().await;
     let request = ScanRequest { projection: Some(vec![0]), with_row_id: true, ..ScanRequest::default() };
     let mut ids = Vec::new();
@@ -226,7 +231,7 @@ async fn bad_questions_are_refused() {
         assert_eq!(error.kind(), ErrorKind::InvalidInput);
         error.message().to_owned()
     };
-    assert!(refused(1, vec![1.0]).await.contains("12 dimensions, the query has 1"));
+    assert!(refused(1, vec![1.0]).await.contains("16 dimensions, the query has 1"));
     assert!(refused(1, vec![0.0; DIMS]).await.contains("length 0"));
     assert!(refused(0, vec![1.0; DIMS]).await.contains("column \"id\" is BIGINT"));
     assert!(refused(9, vec![1.0; DIMS]).await.contains("2 columns"));
@@ -242,7 +247,7 @@ async fn without_memory_every_row_is_compared() {
     db.create_table(definition("t", columns(), &[]), false).await.unwrap();
     let table = db.table("public", "t").unwrap();
     table.insert(vec![rows(0..700)]).await.unwrap();
-    assert_eq!(table.pin().search_path(1, Metric::L2).await.unwrap(), SearchPath::Scan);
+    assert_eq!(table.pin().search_path(1, Metric::L2).await.unwrap(), SearchPath::Building);
     assert_eq!(
         nearest_ids(&table, Metric::L2, vector(2), 10).await,
         exact_ids(&table, Metric::L2, &vector(2), 10).await

@@ -4,6 +4,7 @@
 //! Each node keeps its output schema. Runs after type coercion, so guards and arguments have their types.
 
 mod collect;
+mod constant;
 mod guard;
 mod join;
 mod sort;
@@ -46,6 +47,7 @@ impl AnalyzerRule for HoistAiCalls {
 
     fn analyze(&self, plan: LogicalPlan, _: &ConfigOptions) -> Result<LogicalPlan> {
         let mut pass = Pass { rule: self, names: Names::after(&plan)? };
+        let plan = pass.share_constants(plan)?;
         plan.transform_up_with_subqueries(|node| pass.hoist(node)).map(|done| done.data)
     }
 }
