@@ -22,9 +22,10 @@ use crate::dialect::operators::JsonOperators;
 use crate::dialect::types::HyprTypePlanner;
 use crate::extensions::HyprQueryPlanner;
 use crate::limits::{Enforced, Limits};
+use crate::statement_state::Functions;
 use crate::{
     AiOptions, CATALOG, DEFAULT_SCHEMA, Session, TableInfo, ai, error, functions, models, search, series,
-    sql_functions, vector_search, versions,
+    sql_functions, statement_state, vector_search, versions,
 };
 
 /// How many of the largest memory consumers an out-of-memory error names.
@@ -72,7 +73,8 @@ pub struct QueryEngine {
     database: Database,
     inference: Arc<dyn Inference>,
     catalog: Catalog,
-    state: SessionState,
+    /// Lean; see [`statement_state`].
+    state: Arc<SessionState>,
     copy: CopyAccess,
     statement_bytes: usize,
 }
@@ -90,7 +92,7 @@ impl QueryEngine {
     /// When the temporary directory cannot be used.
     pub fn new(database: Database, inference: Arc<dyn Inference>, options: QueryOptions) -> Result<Arc<Self>> {
         let catalog = Catalog::new(database.clone());
-        let state = session_state(&catalog, &inference, &options)?;
+        let state = Arc::new(statement_state::lean(session_state(&catalog, &inference, &options)?));
         let copy = CopyAccess { protected: Some(database.dir().to_owned()), ..options.copy };
         Ok(Arc::new(Self {
             database,
@@ -104,7 +106,7 @@ impl QueryEngine {
 
     /// A session that acts as `principal`.
     pub fn session(self: &Arc<Self>, principal: Principal) -> Session {
-        Session::new(Arc::clone(self), principal, self.state.clone())
+        Session::new(Arc::clone(self), principal, &self.state)
     }
 
     /// The database.
@@ -129,7 +131,8 @@ impl QueryEngine {
 
     /// The names of all functions, sorted.
     pub fn function_names(&self) -> Vec<String> {
-        let state = &self.state;
+        let functions = Functions::of(&self.state);
+        let state = functions.as_deref().map_or(self.state.as_ref(), Functions::state);
         let mut names: Vec<String> = state.scalar_functions().keys().cloned().collect();
         names.extend(state.aggregate_functions().keys().cloned());
         names.extend(state.window_functions().keys().cloned());

@@ -28,8 +28,9 @@ use crate::catalog::{Catalog, StoredTable};
 use crate::dialect::Names;
 use crate::dialect::types::HyprTypePlanner;
 use crate::sql_functions::{self, Templates};
+use crate::statement_state::{Functions, RunsAs};
 use crate::views::Definition;
-use crate::{CATALOG, DEFAULT_SCHEMA, TableRef, error, versions};
+use crate::{CATALOG, DEFAULT_SCHEMA, TableRef, error, functions, versions};
 
 /// What names mean in one statement beside the catalog.
 #[derive(Default)]
@@ -137,7 +138,12 @@ impl Planner<'_> {
         }
         let columns = overlay.map_or_else(Vec::new, |overlay| overlay.columns.clone());
         let types = Arc::new(Types { parameters: parameters.to_vec(), columns });
-        Ok(Context { state: self.state, catalog: self.catalog, tables, types, templates })
+        Ok(Context { templates, ..self.context(tables, types) })
+    }
+
+    fn context(&self, tables: HashMap<TableRef, Arc<dyn TableSource>>, types: Arc<Types>) -> Context<'_> {
+        let functions = Functions::of(self.state);
+        Context { state: self.state, functions, catalog: self.catalog, tables, types, templates: Templates::new() }
     }
 
     /// An expression over the columns of `schema`, ready to run.
@@ -146,8 +152,7 @@ impl Planner<'_> {
     /// `InvalidInput` for an expression that does not fit, or that asks tables.
     pub(crate) fn expression(&self, sql: SqlExpr, schema: &DFSchema) -> Result<Arc<dyn PhysicalExpr>> {
         let types = Arc::new(Types { parameters: Vec::new(), columns: Vec::new() });
-        let (tables, templates) = (HashMap::new(), Templates::new());
-        let context = Context { state: self.state, catalog: self.catalog, tables, types, templates };
+        let context = self.context(HashMap::new(), types);
         let expr = SqlToRel::new_with_options(&context, parser_options())
             .sql_to_expr(sql, schema, &mut PlannerContext::new())
             .map_err(error::from_datafusion)?;
@@ -258,11 +263,23 @@ impl TypePlanner for Types {
 /// What DataFusion's planner asks while it plans one statement.
 struct Context<'a> {
     state: &'a SessionState,
+    functions: Option<Arc<Functions>>,
     catalog: &'a Catalog,
     tables: HashMap<TableRef, Arc<dyn TableSource>>,
     types: Arc<Types>,
     /// Functions written in SQL that the statement calls.
     templates: Templates,
+}
+
+impl Context<'_> {
+    /// The state that has the functions.
+    fn functions(&self) -> &SessionState {
+        self.functions.as_deref().map_or(self.state, Functions::state)
+    }
+
+    fn current_user(&self) -> Option<Arc<ScalarUDF>> {
+        self.state.config().get_extension::<RunsAs>().map(|who| functions::of_principal(&who.0))
+    }
 }
 
 impl ContextProvider for Context<'_> {
@@ -291,9 +308,9 @@ impl ContextProvider for Context<'_> {
         if let Some(template) = self.templates.get(&name) {
             return Ok(provider_as_source(Arc::new(ViewTable::new(template.rows(&args)?, None))));
         }
-        let function = self.state.table_functions().get(&name).ok_or_else(|| {
-            let known = self.state.table_functions().keys().map(String::as_str);
-            let hint = error::suggest(&name, known).map_or_else(String::new, |c| format!("; did you mean \"{c}\"?"));
+        let function = self.functions().table_functions().get(&name).ok_or_else(|| {
+            let known = self.functions().table_functions().keys().map(String::as_str);
+            let hint = error::hint(&name, known);
             plan_datafusion_err!("table function \"{name}\" does not exist{hint}")
         })?;
         let context = SimplifyContext::builder()
@@ -327,20 +344,24 @@ impl ContextProvider for Context<'_> {
     }
 
     fn get_function_meta(&self, name: &str) -> Option<Arc<ScalarUDF>> {
+        if name == functions::CURRENT_USER {
+            return self.current_user();
+        }
         let written_in_sql = self.templates.get(name).and_then(|template| template.marker());
-        written_in_sql.or_else(|| self.state.scalar_functions().get(name).cloned())
+        written_in_sql.or_else(|| self.functions().scalar_functions().get(name).cloned())
     }
 
     fn get_higher_order_meta(&self, name: &str) -> Option<Arc<HigherOrderUDF>> {
-        self.state.higher_order_functions().get(name).cloned()
+        self.functions().higher_order_functions().get(name).cloned()
     }
 
     fn get_aggregate_meta(&self, name: &str) -> Option<Arc<AggregateUDF>> {
-        self.state.aggregate_functions().get(name).cloned()
+        let written_in_sql = self.templates.get(name).and_then(|template| template.aggregate_marker());
+        written_in_sql.or_else(|| self.functions().aggregate_functions().get(name).cloned())
     }
 
     fn get_window_meta(&self, name: &str) -> Option<Arc<WindowUDF>> {
-        self.state.window_functions().get(name).cloned()
+        self.functions().window_functions().get(name).cloned()
     }
 
     fn get_variable_type(&self, _names: &[String]) -> Option<DataType> {
@@ -352,18 +373,18 @@ impl ContextProvider for Context<'_> {
     }
 
     fn udf_names(&self) -> Vec<String> {
-        self.state.scalar_functions().keys().cloned().collect()
+        self.functions().scalar_functions().keys().cloned().collect()
     }
 
     fn higher_order_function_names(&self) -> Vec<String> {
-        self.state.higher_order_functions().keys().cloned().collect()
+        self.functions().higher_order_functions().keys().cloned().collect()
     }
 
     fn udaf_names(&self) -> Vec<String> {
-        self.state.aggregate_functions().keys().cloned().collect()
+        self.functions().aggregate_functions().keys().cloned().collect()
     }
 
     fn udwf_names(&self) -> Vec<String> {
-        self.state.window_functions().keys().cloned().collect()
+        self.functions().window_functions().keys().cloned().collect()
     }
 }

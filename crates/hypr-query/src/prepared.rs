@@ -18,6 +18,7 @@ use crate::dialect::procedure::Procedure;
 use crate::dialect::vector_index::CreateVectorIndex;
 use crate::dml::Change;
 use crate::index_ddl::CreateTextIndex;
+use crate::planned::PlanCache;
 use crate::series::statement::SeriesStatement;
 use crate::sql_functions::CreateFunction;
 use crate::transaction::Control;
@@ -33,6 +34,19 @@ pub(crate) struct PreparedPlan {
     pub action: Action,
     /// `$1`, `$2`, ..; none where the type is not known.
     pub parameters: Vec<Option<FieldRef>>,
+    /// Of a query.
+    pub cache: PlanCache,
+}
+
+impl PreparedPlan {
+    /// A statement whose parameters are not known yet.
+    ///
+    /// # Errors
+    /// For clauses that are not served.
+    pub(crate) fn of(statement: Arc<Statement>) -> Result<Self> {
+        let action = Action::of(&statement)?;
+        Ok(Self { statement, action, parameters: Vec::new(), cache: PlanCache::default() })
+    }
 }
 
 /// What a statement does. Names have their schema.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use arrow_array::builder::StringBuilder;
 use arrow_array::{RecordBatch, RecordBatchOptions};
 use arrow_schema::{Schema, SchemaRef};
-use datafusion::execution::{FunctionRegistry, SendableRecordBatchStream, SessionState};
+use datafusion::execution::{SendableRecordBatchStream, SessionState};
 use datafusion::logical_expr::LogicalPlan;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::sql::parser::Statement;
@@ -20,11 +20,12 @@ use crate::catalog::Catalog;
 use crate::partitions;
 use crate::planner::{Overlay, Planner};
 use crate::prepared::{self, Action, PreparedPlan};
+use crate::statement_state::RunsAs;
 use crate::transaction::{OpenStatement, Scope, check_inside};
 use crate::vector_search::settings::SearchSettings;
 use crate::{
-    DEFAULT_SCHEMA, Outcome, Prepared, QueryEngine, copy, dialect, error, functions, ingest, limits, shape,
-    sql_functions, versions,
+    DEFAULT_SCHEMA, Outcome, Prepared, QueryEngine, copy, dialect, error, ingest, limits, shape, sql_functions,
+    versions,
 };
 
 /// What one client runs statements with. Cheap to clone; clones share an open transaction, and statements of one
@@ -47,11 +48,9 @@ impl fmt::Debug for Session {
 }
 
 impl Session {
-    pub(crate) fn new(engine: Arc<QueryEngine>, principal: Principal, mut state: SessionState) -> Self {
-        // Registration fails only for kinds of functions that a state does not take.
-        if let Err(error) = state.register_udf(functions::of_principal(&principal)) {
-            tracing::error!(%error, "current_user is not available");
-        }
+    pub(crate) fn new(engine: Arc<QueryEngine>, principal: Principal, state: &SessionState) -> Self {
+        let mut state = state.clone();
+        state.config_mut().set_extension(Arc::new(RunsAs(principal.clone())));
         state.config_mut().set_extension(Arc::new(SearchSettings::default()));
         let catalog = engine.catalog().clone();
         let state = Arc::new(state);
@@ -81,16 +80,15 @@ impl Session {
     async fn plan_statement(&self, sql: &str) -> Result<Prepared> {
         let session = &self.now().unwrap_or_else(|_| self.clone());
         let statement = session.parse(sql)?;
-        let action = Action::of(&statement)?;
-        let mut plan = PreparedPlan { statement, action, parameters: Vec::new() };
+        let mut plan = PreparedPlan::of(statement)?;
         let mut result_schema: SchemaRef = Arc::new(Schema::empty());
         let mut scanned_bytes = None;
         match &plan.action {
             Action::Query => {
-                let logical = session.planner(&session.state).plan((*plan.statement).clone(), None, &[]).await?;
-                plan.parameters = prepared::parameters_of(&logical)?;
-                scanned_bytes = partitions::scanned_bytes(&logical);
-                result_schema = shape::result_schema(&session.state, &logical)?;
+                let planned = session.planned(&session.state, &plan, Vec::new()).await?;
+                plan.parameters = prepared::parameters_of(&planned.logical)?;
+                scanned_bytes = partitions::scanned_bytes(&planned.logical);
+                result_schema = Arc::clone(&planned.schema);
             }
             Action::Change(change) => {
                 let (plans, returned) = change.plans(session).await?;
@@ -133,8 +131,7 @@ impl Session {
     /// As [`Session::prepare`], and whatever running it meets.
     pub async fn execute(&self, sql: &str) -> Result<Outcome> {
         let statement = self.now().unwrap_or_else(|_| self.clone()).parse(sql)?;
-        let action = Action::of(&statement)?;
-        let plan = PreparedPlan { statement, action, parameters: Vec::new() };
+        let plan = PreparedPlan::of(statement)?;
         self.run(&plan, &no_parameters()).await
     }
 
@@ -221,8 +218,12 @@ impl Session {
         let mut streams = Vec::with_capacity(params.num_rows());
         for row in 0..params.num_rows() {
             let state = self.statement_state();
-            let logical = readable(self.bound_plan(&state, plan, None, params, row).await?);
-            let schema = shape::result_schema(&state, &logical)?;
+            let planned = self.planned(&state, plan, prepared::bound_types(&plan.parameters, params)).await?;
+            if planned.types.is_empty() {
+                prepared::check_count(prepared::parameters_of(&planned.logical)?.len(), params)?;
+            }
+            let logical = readable(prepared::bind(planned.logical.clone(), &planned.types, params, row)?);
+            let schema = Arc::clone(&planned.schema);
             streams.push(match &logical {
                 LogicalPlan::DescribeTable(describe) => described(&describe.schema, &schema)?,
                 _ => limits::result(&state, shape::conform(start(&state, &logical).await?, schema)),

@@ -5,7 +5,6 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use datafusion::execution::FunctionRegistry;
 use datafusion::sql::parser::Statement;
 use datafusion::sql::sqlparser::ast::{
     Ident, ObjectName, ObjectNamePart, Query, Statement as Sql, TableFactor, Visit, Visitor, visit_relations_mut,
@@ -13,7 +12,7 @@ use datafusion::sql::sqlparser::ast::{
 use hypr_common::{Error, Result};
 
 use crate::dialect::ddl::normalize;
-use crate::{DEFAULT_SCHEMA, Session, TableRef, error};
+use crate::{DEFAULT_SCHEMA, Session, TableRef, statement_state};
 
 /// Settings of a session.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,16 +43,7 @@ impl Session {
         let zone = settings.time_zone.clone().unwrap_or_else(|| "+00:00".to_owned());
         zone.parse::<arrow_array::timezone::Tz>()
             .map_err(|_| Error::invalid(format!("time zone \"{zone}\" is not known; name it as in Europe/Vienna")))?;
-        let mut state = (*self.state).clone();
-        state.config_mut().options_mut().execution.time_zone = settings.time_zone.clone();
-        let config = Arc::clone(state.config_options());
-        let functions: Vec<_> = state.scalar_functions().values().cloned().collect();
-        for function in functions {
-            if let Some(updated) = function.inner().with_updated_config(&config) {
-                state.register_udf(Arc::new(updated)).map_err(error::from_datafusion)?;
-            }
-        }
-        session.state = Arc::new(state);
+        session.state = Arc::new(statement_state::in_time_zone(&self.state, settings.time_zone.as_deref())?);
         Ok(session)
     }
 

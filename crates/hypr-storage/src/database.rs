@@ -166,6 +166,11 @@ impl Database {
         Ok(database)
     }
 
+    /// Tells one state of the catalog from another: the log position of its last change.
+    pub fn catalog_position(&self) -> u64 {
+        self.inner.catalog.state.read().lsn
+    }
+
     /// All tables, by schema and name.
     pub fn tables(&self) -> Vec<Arc<Table>> {
         self.inner.catalog.tables()

@@ -92,10 +92,11 @@ impl Catalog {
         &self.database
     }
 
-    /// The built-in table of that name.
+    /// The built-in table of that name. A table that was made before a name became built-in keeps it.
     pub(crate) fn model_table(&self, schema: &str, name: &str) -> Option<ModelTable> {
         let source: Arc<dyn ModelSource> = self.database.models();
-        if schema == DEFAULT_SCHEMA { ModelTable::find(name, source) } else { None }
+        let built_in = if schema == DEFAULT_SCHEMA { ModelTable::find(name, source) } else { None };
+        built_in.filter(|_| self.table_of(schema, name).is_none())
     }
 
     /// The stored table, or an error that suggests a name.
@@ -138,10 +139,7 @@ impl Catalog {
             .filter(|info| info.schema_name == table.schema_name())
             .map(|info| info.name)
             .collect();
-        let hint = match error::suggest(&table.name, names.iter().map(String::as_str)) {
-            Some(close) => format!("; did you mean \"{close}\"?"),
-            None => String::new(),
-        };
+        let hint = error::hint(&table.name, names.iter().map(String::as_str));
         Error::not_found(format!("table \"{table}\" does not exist{hint}"))
     }
 
@@ -218,7 +216,7 @@ impl CatalogProvider for Catalog {
     }
 
     fn schema(&self, name: &str) -> Option<Arc<dyn SchemaProvider>> {
-        let known = self.schemas().iter().any(|schema| schema == name);
+        let known = name == DEFAULT_SCHEMA || self.schemas().iter().any(|schema| schema == name);
         known.then(|| Arc::new(Schema { catalog: self.clone(), name: name.to_owned() }) as _)
     }
 }

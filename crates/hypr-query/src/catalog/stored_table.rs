@@ -44,9 +44,14 @@ impl StoredTable {
         Self { table, schema, constraints, with_row_id: false }
     }
 
+    /// True when it shows the table as everybody sees it, without row ids.
+    pub(crate) fn is_plain(&self) -> bool {
+        !self.with_row_id && !self.table.is_inside_transaction()
+    }
+
     /// The table, unless the scan has columns or a transaction of its own.
     pub(crate) fn plain_table(&self) -> Option<Arc<Table>> {
-        (!self.with_row_id && !self.table.is_inside_transaction()).then(|| Arc::clone(&self.table))
+        self.is_plain().then(|| Arc::clone(&self.table))
     }
 
     /// The table.

@@ -32,7 +32,10 @@ pub(crate) fn all() -> Vec<Arc<ScalarUDF>> {
     functions
 }
 
-/// The functions that depend on who asks.
+/// The function of [`of_principal`].
+pub(crate) const CURRENT_USER: &str = session_info::CURRENT_USER;
+
+/// The function that depends on who asks.
 pub(crate) fn of_principal(principal: &Principal) -> Arc<ScalarUDF> {
     session_info::current_user(principal)
 }

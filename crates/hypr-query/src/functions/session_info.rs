@@ -12,9 +12,12 @@ pub(super) fn version() -> Arc<ScalarUDF> {
     constant("version", format!("Hyprstream {}", env!("CARGO_PKG_VERSION")))
 }
 
+/// The name of [`current_user`].
+pub(super) const CURRENT_USER: &str = "current_user";
+
 /// The name of whoever runs the statement.
 pub(super) fn current_user(principal: &Principal) -> Arc<ScalarUDF> {
-    constant("current_user", principal.name().to_owned())
+    constant(CURRENT_USER, principal.name().to_owned())
 }
 
 fn constant(name: &'static str, value: String) -> Arc<ScalarUDF> {

@@ -364,10 +364,7 @@ fn column(
     };
     let Ok(at) = schema.index_of(&given) else {
         let names = schema.fields().iter().map(|field| field.name().as_str());
-        let hint = match error::suggest(&given, names) {
-            Some(close) => format!("; did you mean \"{close}\"?"),
-            None => String::new(),
-        };
+        let hint = error::hint(&given, names);
         let message = format!("column \"{given}\" does not exist in table \"{name}\"{hint}");
         return Err(error::to_datafusion(Error::not_found(message)));
     };

@@ -28,6 +28,7 @@ mod layer;
 mod metadata;
 mod once;
 mod partitions;
+mod planned;
 mod poll;
 mod prepared;
 mod results;
@@ -53,6 +54,7 @@ use cancel::RunningQueries;
 pub use layer::HyprFlight;
 use once::OnceTickets;
 use partitions::SplitResults;
+use planned::PlannedQueries;
 use poll::Polls;
 use prepared::PreparedStatements;
 use sessions::Sessions;
@@ -81,6 +83,7 @@ pub struct HyprFlightSql {
     prepared: PreparedStatements,
     running: RunningQueries,
     once: OnceTickets,
+    planned: PlannedQueries,
     transactions: Transactions,
     sessions: Sessions,
     polls: Polls,
@@ -104,6 +107,7 @@ impl HyprFlightSql {
             prepared: PreparedStatements::default(),
             running: RunningQueries::default(),
             once: OnceTickets::default(),
+            planned: PlannedQueries::default(),
             transactions: Transactions::new(options.transaction_idle),
             sessions: Sessions::default(),
             polls: Polls::default(),

@@ -70,7 +70,7 @@ impl HyprFlightSql {
         descriptor: FlightDescriptor,
     ) -> Answer<FlightInfo> {
         let session = self.session_for(client, query.transaction_id.as_ref())?;
-        let prepared = session.prepare(&query.query).await.map_err(to_status)?;
+        let prepared = Arc::new(session.prepare(&query.query).await.map_err(to_status)?);
         let run = Run { session, client, transaction: query.transaction_id.unwrap_or_default(), handle: Bytes::new() };
         self.plan_or_run(run, &prepared, &no_parameters(), descriptor).await
     }
@@ -79,7 +79,7 @@ impl HyprFlightSql {
     pub(super) async fn plan_or_run(
         &self,
         run: Run<'_>,
-        prepared: &Prepared,
+        prepared: &Arc<Prepared>,
         parameters: &RecordBatch,
         descriptor: FlightDescriptor,
     ) -> Answer<FlightInfo> {
@@ -95,6 +95,9 @@ impl HyprFlightSql {
         let query_id = Uuid::now_v7();
         if prepared.changes_data {
             self.once.issue(query_id);
+        }
+        if run.handle.is_empty() {
+            self.planned.keep(query_id, prepared);
         }
         let ticket = StatementTicket {
             sql: prepared.sql.clone(),
@@ -125,7 +128,10 @@ impl HyprFlightSql {
             return self.read_prepared(client, &ticket.prepared, query_id).await;
         }
         let session = self.session_for(client, Some(&ticket.transaction))?;
-        let prepared = session.prepare(&ticket.sql).await.map_err(to_status)?;
+        let prepared = match self.planned.take(query_id) {
+            Some(prepared) => prepared,
+            None => Arc::new(session.prepare(&ticket.sql).await.map_err(to_status)?),
+        };
         self.read(&session, client, &prepared, &no_parameters(), query_id).await
     }
 
