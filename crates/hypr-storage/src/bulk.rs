@@ -9,6 +9,7 @@
 //! Invariant: rows get ids, and keys are reserved, before they are written, so concurrent inserts and the load
 //! refuse each other's keys. Files of a load that fails are garbage that clean-up collects.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use arrow_array::RecordBatch;
@@ -162,6 +163,8 @@ struct Load {
 #[derive(Default)]
 struct LoadState {
     rows: u64,
+    /// Those of the rows, ascending; rows that others insert meanwhile lie between.
+    ids: Vec<Range<u64>>,
     reservations: Vec<Reservation>,
     failed: Option<Error>,
 }
@@ -181,13 +184,18 @@ impl Load {
         let rows = batch.num_rows() as u64;
         let first_row_id = shared.next_row_id.fetch_add(rows, std::sync::atomic::Ordering::AcqRel);
         let batches = [batch];
+        let earlier = self.state.lock().ids.clone();
         let mut reservations = Vec::new();
         for index in self.indexes() {
-            reservations.push(index.reserve(&batches, first_row_id, &self.removed, None)?);
+            reservations.push(index.reserve(&batches, first_row_id, &self.removed, None, &earlier)?);
         }
         let numbered = shared.number_rows(&batches[0], first_row_id)?;
         let mut state = self.state.lock();
         state.rows += rows;
+        match state.ids.last_mut().filter(|ids| ids.end == first_row_id) {
+            Some(ids) => ids.end += rows,
+            None => state.ids.push(first_row_id..first_row_id + rows),
+        }
         state.reservations.extend(reservations);
         RecordBatch::try_new(Arc::clone(&self.schema), numbered.columns().to_vec())
             .map_err(|e| Error::internal("a load does not match its table").with_source(e))

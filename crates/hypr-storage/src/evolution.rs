@@ -11,6 +11,9 @@
 //! | with a narrower type | itself, cast |
 //! | not at all | its fill: the default it was added with, or NULL |
 //!
+//! A field of Lance keeps the SQL type of its column, too, so that an old version can be shown with the columns it had
+//! ([`Layout::of_version`]), also those that are gone.
+//!
 //! Before the next flush writes rows, [`Evolution::of`] brings the schema inside Lance up to date: names, order
 //! and dropped columns are a change of metadata; a widened column, or one with a default, gets a file of its own
 //! for each fragment. No other column is read or written.
@@ -30,6 +33,10 @@ use crate::ROW_ID_COLUMN;
 
 /// Metadata of a Lance field: the number of the column it holds.
 pub(crate) const COLUMN_ID_KEY: &str = "hypr.column_id";
+/// Metadata of a Lance field: that of the column it holds, as a JSON object; none for a plain Arrow type.
+const COLUMN_TYPE_KEY: &str = "hypr.column_type";
+/// What columns are called in Lance while they are being added.
+const ADDED_PREFIX: &str = "__hypr_column_";
 
 /// The columns of a table and their numbers.
 #[derive(Clone, Debug, PartialEq)]
@@ -42,6 +49,22 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
+    /// The columns that a table had when `dataset` was committed; `today` are its columns now.
+    pub(crate) fn of_version(dataset: &Dataset, today: &Layout) -> Layout {
+        let fields = numbered_fields(dataset).into_iter().filter(|(_, field)| !field.name().starts_with(ADDED_PREFIX));
+        let (ids, fields): (Vec<u32>, Vec<Field>) = fields
+            .map(|(id, field)| {
+                let metadata = type_metadata(&field).or_else(|| {
+                    let at = today.ids.iter().position(|known| *known == id)?;
+                    let known = today.columns.field(at);
+                    (known.data_type() == field.data_type()).then(|| known.metadata().clone())
+                });
+                (id, field.with_metadata(metadata.unwrap_or_default()))
+            })
+            .unzip();
+        Layout { columns: Arc::new(Schema::new(fields)), ids, fills: Arc::clone(&today.fills) }
+    }
+
     /// `count` values of column `at` for rows that lack it.
     pub(crate) fn fill(&self, at: usize, count: usize) -> Result<ArrayRef> {
         let data_type = self.columns.field(at).data_type();
@@ -168,6 +191,21 @@ fn number_of(field: &Field) -> Option<u32> {
     field.metadata().get(COLUMN_ID_KEY)?.parse().ok()
 }
 
+/// The metadata of a Lance field that holds the column `field`.
+fn lance_metadata(field: &Field, id: u32) -> HashMap<String, String> {
+    let mut metadata = HashMap::from([(COLUMN_ID_KEY.to_owned(), id.to_string())]);
+    if !field.metadata().is_empty() {
+        let sorted: BTreeMap<&String, &String> = field.metadata().iter().collect();
+        metadata.insert(COLUMN_TYPE_KEY.to_owned(), serde_json::json!(sorted).to_string());
+    }
+    metadata
+}
+
+/// The metadata of the column that a Lance field holds; `None` if it does not say.
+fn type_metadata(field: &Field) -> Option<HashMap<String, String>> {
+    serde_json::from_str(field.metadata().get(COLUMN_TYPE_KEY)?).ok()
+}
+
 /// What `dataset` has of each column.
 pub(crate) fn physical_columns(dataset: &Dataset, layout: &Layout) -> Vec<Option<Physical>> {
     let fields = numbered_fields(dataset);
@@ -212,12 +250,12 @@ pub(crate) fn assemble(
     projection.iter().map(column).collect()
 }
 
-/// The schema in which rows are written into Lance: no field metadata but the number, because Lance gives
+/// The schema in which rows are written into Lance: no field metadata of Arrow's, because Lance gives
 /// `arrow.json` a storage form of its own. A column that `dataset` lets be NULL stays so.
 pub(crate) fn lance_schema(dataset: Option<&Dataset>, layout: &Layout) -> SchemaRef {
     let fields = layout.columns.fields().iter().zip(&layout.ids).map(|(field, id)| {
         let have = dataset.and_then(|dataset| dataset.schema().field(field.name()));
-        let metadata = HashMap::from([(COLUMN_ID_KEY.to_owned(), id.to_string())]);
+        let metadata = have.map_or_else(|| lance_metadata(field, *id), |have| have.metadata.clone());
         let nullable = have.map_or(field.is_nullable(), |have| have.nullable);
         field.as_ref().clone().with_metadata(metadata).with_nullable(nullable)
     });
@@ -284,9 +322,8 @@ impl Evolution {
                 Some(narrower) => Some(narrower.name.clone()),
                 None => None,
             };
-            let metadata = HashMap::from([(COLUMN_ID_KEY.to_owned(), id.to_string())]);
-            let field = Field::new(format!("__hypr_column_{id}"), column.data_type().clone(), true);
-            Some(AddedColumn { field: field.with_metadata(metadata), from, at })
+            let field = Field::new(format!("{ADDED_PREFIX}{id}"), column.data_type().clone(), true);
+            Some(AddedColumn { field: field.with_metadata(lance_metadata(column, *id)), from, at })
         });
         Some(Self { added: added.collect() })
     }
@@ -305,7 +342,7 @@ impl Evolution {
             let mut field = take(&have.name)?;
             field.name.clone_from(column.name());
             field.nullable |= column.is_nullable();
-            field.metadata.insert(COLUMN_ID_KEY.to_owned(), id.to_string());
+            field.metadata.extend(lance_metadata(column, *id));
             fields.push(field);
         }
         fields.push(take(ROW_ID_COLUMN)?);

@@ -163,7 +163,8 @@ impl KeyIndex {
     }
 
     /// Takes the keys of new rows numbered from `first_row_id`. `replaced` (ascending) are rows that the
-    /// same commit deletes; their keys are free. `claims` are keys taken before for this commit.
+    /// same commit deletes; their keys are free. `claims` are keys taken before for this commit, `earlier` the ids
+    /// of rows of the same statement that have their keys already.
     ///
     /// # Errors
     /// `InvalidInput` for a NULL in the key, `AlreadyExists` for a key that the table or the statement has.
@@ -173,6 +174,7 @@ impl KeyIndex {
         first_row_id: u64,
         replaced: &[u64],
         claims: Option<&mut Claims>,
+        earlier: &[Range<u64>],
     ) -> Result<Reservation> {
         let mut hashed = Vec::with_capacity(batches.len());
         let mut before = 0;
@@ -210,7 +212,8 @@ impl KeyIndex {
                     Entry::Occupied(mut entry) => {
                         let holder = *entry.get();
                         let Some(before) = freed(claimed.remove(hash), holder, replaced, dead) else {
-                            duplicate = Some((at, row, ids.contains(&holder)));
+                            let mut own = earlier.iter().chain([&ids]);
+                            duplicate = Some((at, row, own.any(|ids| ids.contains(&holder))));
                             break 'batches;
                         };
                         entry.insert(id);

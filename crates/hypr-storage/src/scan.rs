@@ -64,8 +64,21 @@ pub(crate) async fn plan_snapshot(
     partitions: usize,
     request: ScanRequest,
 ) -> Result<Arc<dyn ExecutionPlan>> {
+    plan_snapshot_with(table, &table.layout, snapshot, partitions, request).await
+}
+
+/// As [`plan_snapshot`], for a reader to whom the table has the columns of `layout`. Unless these are those of today,
+/// the snapshot has no tail.
+pub(crate) async fn plan_snapshot_with(
+    table: &TableShared,
+    layout: &Layout,
+    snapshot: Arc<Snapshot>,
+    partitions: usize,
+    request: ScanRequest,
+) -> Result<Arc<dyn ExecutionPlan>> {
     table.refuse_unreadable()?;
-    let schema = &table.definition.columns;
+    let schema = &layout.columns;
+    let is_today = (schema, &layout.ids) == (&table.layout.columns, &table.layout.ids);
     let projection = request.projection.unwrap_or_else(|| (0..schema.fields().len()).collect());
     let mut fields = schema.project(&projection)?.fields().to_vec();
     if request.with_row_id {
@@ -79,7 +92,7 @@ pub(crate) async fn plan_snapshot(
         .collect();
     let limit = if pushed.is_empty() { request.limit } else { None };
     let reads = match &snapshot._dir.clustering {
-        Some(clustering) if !pushed.is_empty() => {
+        Some(clustering) if !pushed.is_empty() && is_today => {
             let (dataset, batches) = (snapshot.dataset.as_ref(), &snapshot.batches);
             let (fragments, batches) = clustering.prune(schema, &pushed, dataset, batches).await;
             Reads { fragments, batches }
@@ -87,7 +100,7 @@ pub(crate) async fn plan_snapshot(
         _ => Reads::all(&snapshot),
     };
     let parts = Parts { projection, with_row_id: request.with_row_id, filters: pushed, limit, output, reads };
-    plan_parts(table, snapshot, partitions, parts).await
+    plan_parts(table, layout, snapshot, partitions, parts).await
 }
 
 /// Plans a scan in which every column may be NULL, for columns whose NULLs are looked for.
@@ -102,7 +115,7 @@ pub(crate) async fn plan_nullable(
     let snapshot = table.snapshot();
     let reads = Reads::all(&snapshot);
     let parts = Parts { projection, with_row_id: false, filters: Vec::new(), limit: None, output, reads };
-    plan_parts(table, snapshot, state.config().target_partitions(), parts).await
+    plan_parts(table, &table.layout, snapshot, state.config().target_partitions(), parts).await
 }
 
 /// Plans a scan of `snapshot` for the rows that `filter`, which may be about the row id, lets through. The tail
@@ -117,7 +130,7 @@ pub(crate) async fn plan_flushed(
     let output = Arc::clone(&table.row_schema);
     let reads = Reads::all(&snapshot);
     let parts = Parts { projection, with_row_id: true, filters: vec![filter], limit: None, output, reads };
-    plan_parts(table, snapshot, state.config().target_partitions(), parts).await
+    plan_parts(table, &table.layout, snapshot, state.config().target_partitions(), parts).await
 }
 
 /// Plans a scan, with row ids, of the rows that lie in `fragments` or in the tail.
@@ -146,19 +159,20 @@ struct Parts {
 
 async fn plan_parts(
     table: &TableShared,
+    layout: &Layout,
     snapshot: Arc<Snapshot>,
     partitions: usize,
     parts: Parts,
 ) -> Result<Arc<dyn ExecutionPlan>> {
     let physical = match &snapshot.dataset {
-        Some(dataset) => physical_columns(dataset, &table.layout),
+        Some(dataset) => physical_columns(dataset, layout),
         None => Vec::new(),
     };
     let scan = Scan {
-        layout: table.layout.clone(),
+        layout: layout.clone(),
         physical,
         table: table.definition.qualified_name(),
-        row_id_at: table.definition.columns.fields().len(),
+        row_id_at: layout.columns.fields().len(),
         projection: parts.projection,
         with_row_id: parts.with_row_id,
         output: parts.output,

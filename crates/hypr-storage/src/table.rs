@@ -476,7 +476,7 @@ impl Table {
         let mut reservations = Vec::new();
         for index in keys.iter().flat_map(|indexes| indexes.iter()) {
             let claimed = claims.iter_mut().find(|claims| Arc::ptr_eq(claims.index(), index));
-            reservations.push(index.reserve(&batches, first_row_id, &removed, claimed)?);
+            reservations.push(index.reserve(&batches, first_row_id, &removed, claimed, &[])?);
         }
         let shared = Arc::clone(&self.shared);
         let bytes: usize = batches.iter().map(RecordBatch::get_array_memory_size).sum();

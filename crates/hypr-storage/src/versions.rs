@@ -30,6 +30,7 @@ use lance::Dataset;
 use crate::ROW_ID_COLUMN;
 use crate::catalog::TableDefinition;
 use crate::database::{Database, Inner};
+use crate::evolution::{Evolution, Layout};
 use crate::lance_store::lance_error;
 use crate::scan::{self, ScanRequest};
 use crate::table::{Superseded, Table, TableShared};
@@ -89,6 +90,8 @@ pub struct Restored {
 #[derive(Clone, Debug)]
 pub struct TableAtVersion {
     table: Arc<TableShared>,
+    /// The columns that it is read with.
+    layout: Layout,
     version: u64,
     snapshot: Arc<Snapshot>,
 }
@@ -99,9 +102,14 @@ impl TableAtVersion {
         self.version
     }
 
-    /// The columns, which are those of today.
+    /// The columns that the table had then.
     pub fn schema(&self) -> SchemaRef {
-        Arc::clone(&self.table.definition.columns)
+        Arc::clone(&self.layout.columns)
+    }
+
+    /// The same rows with the columns of today.
+    fn with_columns_of_today(&self) -> Self {
+        Self { layout: self.table.layout.clone(), ..self.clone() }
     }
 
     /// Its rows, as far as that is known without reading data.
@@ -119,7 +127,7 @@ impl TableAtVersion {
         request: ScanRequest,
     ) -> Result<Arc<dyn datafusion::physical_plan::ExecutionPlan>> {
         let partitions = state.config().target_partitions();
-        scan::plan_snapshot(&self.table, Arc::clone(&self.snapshot), partitions, request).await
+        scan::plan_snapshot_with(&self.table, &self.layout, Arc::clone(&self.snapshot), partitions, request).await
     }
 
     /// As [`Table::supports_filter`].
@@ -127,7 +135,7 @@ impl TableAtVersion {
         &self,
         filter: &datafusion::logical_expr::Expr,
     ) -> datafusion::logical_expr::TableProviderFilterPushDown {
-        scan::supports_filter(&self.table.definition.columns, filter)
+        scan::supports_filter(&self.layout.columns, filter)
     }
 
     /// All row ids, ascending.
@@ -206,6 +214,7 @@ impl Database {
         shared.superseded.lock().push(Superseded::new(&dataset));
         Ok(TableAtVersion {
             table: Arc::clone(shared),
+            layout: Layout::of_version(&dataset, &shared.layout),
             version: dataset.manifest().version,
             snapshot: Arc::new(Snapshot {
                 dataset: Some(dataset),
@@ -286,8 +295,13 @@ impl Database {
     /// `NotFound` for the version, `AlreadyExists` when a row was inserted meanwhile whose key comes back.
     pub async fn restore(&self, table: &Table, name: &VersionName) -> Result<Restored> {
         let mutation = table.begin_mutation().await;
-        let pinned = self.at_version(table, name).await?;
-        let now = TableAtVersion { table: Arc::clone(&table.shared), version: 0, snapshot: table.shared.snapshot() };
+        let pinned = self.at_version(table, name).await?.with_columns_of_today();
+        let now = TableAtVersion {
+            table: Arc::clone(&table.shared),
+            layout: table.shared.layout.clone(),
+            version: 0,
+            snapshot: table.shared.snapshot(),
+        };
         let (then_ids, now_ids) = (pinned.row_ids().await?, now.row_ids().await?);
         let removed = without(&now_ids, &then_ids);
         let missing = without(&then_ids, &now_ids);
@@ -308,9 +322,12 @@ impl Inner {
         self.some_dataset(table).await
     }
 
-    /// The newest version as it is; an empty one is made for a table that has none.
+    /// The newest version as it is, with the columns of today; an empty one is made for a table that has none.
     pub(crate) async fn some_dataset(&self, table: &Arc<TableShared>) -> Result<Arc<Dataset>> {
         let flushed = || table.tail.lock().flushed().map(|(dataset, _)| dataset);
+        if let Some(dataset) = flushed().filter(|dataset| Evolution::of(dataset, &table.layout).is_none()) {
+            return Ok(dataset);
+        }
         let _guard = table.flushing.lock().await;
         self.finish_earlier_flush(table).await?;
         self.evolve(table).await?;

@@ -326,6 +326,15 @@ impl ModelSource for ModelStore {
         self.cache.lock().remove(model_id);
         Err(self.unknown_model(model_id))
     }
+
+    /// The time of the manifest, which is written once.
+    fn imported_us(&self, model_id: &str, version: u64) -> Result<Option<i64>> {
+        let path = version_dir(&self.model_dir(model_id)?, version).join(MANIFEST_FILE);
+        let written = fs::metadata(&path).and_then(|metadata| metadata.modified());
+        let written = written.map_err(|error| Error::io(format!("read {}", path.display()), error))?;
+        let since = written.duration_since(std::time::UNIX_EPOCH).ok();
+        Ok(since.and_then(|since| i64::try_from(since.as_micros()).ok()))
+    }
 }
 
 /// Writes all files of a version into `dir` and syncs each.

@@ -176,6 +176,11 @@ async fn a_large_load_is_all_or_nothing() {
     twice.push(Ok(rows(7..8, "y")));
     let error = db.load(&table, futures::stream::iter(twice)).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::AlreadyExists, "{error}");
+    assert!(error.message().contains("holds key (id) = (7) twice"), "{error}");
+    let mut known = batches(0, 12, WIDE);
+    known.push(Ok(rows(-3..-2, "y")));
+    let error = db.load(&table, futures::stream::iter(known)).await.unwrap_err();
+    assert!(error.message().contains("a row with key (id) = (-3) exists"), "{error}");
     let mut broken = batches(0, 12, WIDE);
     broken.push(Err(Error::invalid("line 7 is no row")));
     let error = db.load(&table, futures::stream::iter(broken)).await.unwrap_err();
