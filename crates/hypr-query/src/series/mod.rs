@@ -3,7 +3,7 @@
 //! - [`bucket`] is the arithmetic of buckets, [`time_bucket`] its SQL functions.
 //! - `time_bucket_gapfill`, `hop` and `session` in `GROUP BY`, `locf` and `interpolate` beside them are [`markers`]
 //!   that [`group`], an analyzer rule, turns into plans; [`gapfill`] is the node that adds the missing rows.
-//! - [`extremum`] has the aggregates `first` and `last`.
+//! - [`extremum`] has the aggregates `first` and `last`, [`lttb`] the one that thins a series out.
 //! - [`asof`] joins each row with the nearest in time.
 //! - [`continuous`] keeps aggregates of buckets, [`retention`] lets old rows go, and [`service`] does both in the
 //!   background; [`statement`] has their SQL.
@@ -16,6 +16,7 @@ pub(crate) mod continuous;
 mod extremum;
 mod gapfill;
 mod group;
+mod lttb;
 mod markers;
 pub(crate) mod retention;
 mod service;
@@ -72,7 +73,7 @@ pub(crate) fn register(state: &mut SessionState) -> Result<()> {
     for function in functions {
         state.register_udf(function)?;
     }
-    for aggregate in extremum::all() {
+    for aggregate in extremum::all().into_iter().chain([lttb::lttb()]) {
         state.register_udaf(aggregate)?;
     }
     state.register_udwf(session::session_start())?;

@@ -16,8 +16,8 @@ use serde_json::Value;
 
 use crate::harness::{Fixture, collect, lines};
 
-fn fixture_file() -> Value {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/series.json");
+fn fixture_file(name: &str) -> Value {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name);
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
 
@@ -74,11 +74,21 @@ fn same(found: &ArrayRef, row: usize, expected: &Value) -> bool {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn answers_are_those_of_duckdb_and_pandas() {
-    let file = fixture_file();
+    answers_are_those_of("series.json", 50).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_about_real_sensors_are_those_of_duckdb_pandas_and_the_algorithm() {
+    answers_are_those_of("sensors.json", 20).await;
+}
+
+/// Runs the checks of a fixture, of which there are more than `least`.
+async fn answers_are_those_of(file: &str, least: usize) {
+    let file = fixture_file(file);
     let fixture = Fixture::new().await;
     load(&fixture, &file["tables"]).await;
     let checks = file["checks"].as_array().unwrap();
-    assert!(checks.len() > 50, "the fixture has {} checks", checks.len());
+    assert!(checks.len() > least, "the fixture has {} checks", checks.len());
     let mut failures = Vec::new();
     for check in checks {
         let (sql, source) = (check["sql"].as_str().unwrap(), check["source"].as_str().unwrap());
