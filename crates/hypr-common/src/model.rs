@@ -99,4 +99,13 @@ pub trait ModelSource: Send + Sync + fmt::Debug {
     /// # Errors
     /// `NotFound` for an unknown id, naming those that exist; `Corrupted` for a damaged file.
     fn open(&self, model_id: &str) -> Result<Arc<ModelTables>>;
+
+    /// When a version was imported, in microseconds since the Unix epoch; `None` where that is not known.
+    ///
+    /// # Errors
+    /// Those of reading.
+    fn imported_us(&self, model_id: &str, version: u64) -> Result<Option<i64>> {
+        let _ = (model_id, version);
+        Ok(None)
+    }
 }

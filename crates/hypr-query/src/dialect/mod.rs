@@ -40,7 +40,7 @@ use hypr_common::{Error, ErrorKind, Result};
 
 use crate::series::asof::rewrite as asof;
 use crate::series::statement as series;
-use crate::{ai, copy, error, versions};
+use crate::{ai, copy, error, sql_functions, versions};
 pub(crate) use sql_dialect::HyprDialect;
 
 /// Statements nested deeper than this are refused; the parser recurses.
@@ -60,6 +60,7 @@ const TOKEN_PASSES: &[TokenPass] = &[
     series::rewrite_tokens,
     versions::grammar::rewrite_tokens,
     copy::grammar::rewrite_tokens,
+    sql_functions::grammar::rewrite_tokens,
 ];
 
 /// A rewrite of the syntax tree.

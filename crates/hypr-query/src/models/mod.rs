@@ -1,9 +1,11 @@
-//! `model_metadata` and `model_weights`: models as tables.
+//! `model_metadata`, `model_weights` and `models`: models as tables.
 //!
 //! `model_weights` has a row a piece of a tensor (see `hypr_common::model`). A scan decides on the small
 //! columns which pieces are wanted, then hands out one batch a piece whose `weight_data` is the mapped
 //! buffer itself: nothing is copied, and a query that does not read `weight_data` does not touch its pages.
+//! `models` has a row a layer, with what one would ask first; see [`layers`].
 
+mod layers;
 mod tokens;
 mod weights_scan;
 
@@ -25,7 +27,7 @@ use crate::error;
 
 pub(crate) use tokens::{PROMPT_OF, SELECTED_WEIGHTS, WHOLE_MODEL, functions, selected_weights};
 
-/// One of the two built-in tables.
+/// One of the built-in tables.
 #[derive(Clone, Debug)]
 pub(crate) struct ModelTable {
     kind: Kind,
@@ -36,17 +38,19 @@ pub(crate) struct ModelTable {
 enum Kind {
     Metadata,
     Weights,
+    Layers,
 }
 
 impl ModelTable {
     /// Their names.
-    pub(crate) const NAMES: [&'static str; 2] = ["model_metadata", "model_weights"];
+    pub(crate) const NAMES: [&'static str; 3] = ["model_metadata", "model_weights", "models"];
 
     /// The built-in table called `name`.
     pub(crate) fn find(name: &str, source: Arc<dyn ModelSource>) -> Option<Self> {
         let kind = match name {
             "model_metadata" => Kind::Metadata,
             "model_weights" => Kind::Weights,
+            "models" => Kind::Layers,
             _ => return None,
         };
         Some(Self { kind, source })
@@ -57,6 +61,7 @@ impl ModelTable {
         let names: &[&str] = match self.kind {
             Kind::Metadata => &["model_id"],
             Kind::Weights => &["model_id", "layer_id", "parameter_type", "parameter_name", "weight_shard_id"],
+            Kind::Layers => &["model_name", "layer_id"],
         };
         names.iter().map(|name| (*name).to_owned()).collect()
     }
@@ -94,6 +99,7 @@ impl TableProvider for ModelTable {
         match self.kind {
             Kind::Metadata => metadata_schema(),
             Kind::Weights => weights_schema(),
+            Kind::Layers => layers::schema(),
         }
     }
 
@@ -116,18 +122,17 @@ impl TableProvider for ModelTable {
                 Ok(scan)
             }
             Kind::Weights => weights_scan::plan(state, &self.source, projection, filters, limit),
+            Kind::Layers => layers::plan(&self.source, projection, filters, limit),
         }
     }
 
     fn supports_filters_pushdown(&self, filters: &[&Expr]) -> DfResult<Vec<TableProviderFilterPushDown>> {
         Ok(filters
             .iter()
-            .map(|filter| {
-                if self.kind == Kind::Weights && weights_scan::is_on_small_columns(filter) {
-                    TableProviderFilterPushDown::Exact
-                } else {
-                    TableProviderFilterPushDown::Unsupported
-                }
+            .map(|filter| match self.kind {
+                Kind::Weights if weights_scan::is_on_small_columns(filter) => TableProviderFilterPushDown::Exact,
+                Kind::Layers => TableProviderFilterPushDown::Inexact,
+                Kind::Weights | Kind::Metadata => TableProviderFilterPushDown::Unsupported,
             })
             .collect())
     }

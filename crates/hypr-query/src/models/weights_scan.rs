@@ -58,7 +58,7 @@ pub(super) fn plan(
         }
         None => None,
     };
-    let ids = wanted_ids(filters);
+    let ids = wanted_ids(filters, "model_id");
     let mut pieces = Vec::new();
     for model in source.models().map_err(error::to_datafusion)? {
         if ids.as_ref().is_some_and(|ids| !ids.contains(&model.model_id)) {
@@ -83,9 +83,9 @@ fn unqualified(filter: Expr) -> Result<Expr> {
     transformed.map(|transformed| transformed.data)
 }
 
-/// The ids that `model_id = 'x'` or `model_id IN (..)` allow, so that other models need not be opened.
-fn wanted_ids(filters: &[Expr]) -> Option<Vec<String>> {
-    let is_id = |expr: &Expr| matches!(expr, Expr::Column(column) if column.name == "model_id");
+/// The ids that `id = 'x'` or `id IN (..)` of the column `id` allow, so that other models need not be opened.
+pub(super) fn wanted_ids(filters: &[Expr], id: &str) -> Option<Vec<String>> {
+    let is_id = |expr: &Expr| matches!(expr, Expr::Column(column) if column.name == id);
     let text = |expr: &Expr| match expr {
         Expr::Literal(value, _) => value.try_as_str().flatten().map(str::to_owned),
         _ => None,

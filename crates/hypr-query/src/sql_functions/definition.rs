@@ -3,7 +3,7 @@
 use arrow_schema::{Field, FieldRef};
 use datafusion::sql::sqlparser::ast::{
     ArgMode, CreateFunction as CreateFunctionAst, CreateFunctionBody, DataType as SqlType, Expr, FunctionBehavior,
-    FunctionCalledOnNull, FunctionReturnType, Ident, Value,
+    FunctionCalledOnNull, FunctionDefinitionSetParam, FunctionReturnType, Ident, Value,
 };
 use datafusion::sql::sqlparser::parser::Parser;
 use hypr_common::{Error, Result};
@@ -11,6 +11,7 @@ use hypr_storage::CatalogObject;
 use serde_json::{Value as Json, json};
 use std::sync::Arc;
 
+use super::grammar::MARK;
 use super::{KIND, function_name};
 use crate::dialect::ddl::normalize;
 use crate::dialect::types;
@@ -49,6 +50,8 @@ pub(crate) struct Parameter {
 pub(crate) enum Returns {
     /// One value of a type.
     Value(String),
+    /// One value of a type for a group of rows.
+    Aggregate(String),
     /// Rows with these columns: names and types.
     Table(Vec<(String, String)>),
 }
@@ -73,7 +76,9 @@ fn function(name: &str, ast: &CreateFunctionAst) -> Result<SqlFunction> {
         }
         _ => {}
     }
-    if ast.temporary || ast.using.is_some() || !ast.set_params.is_empty() || ast.security.is_some() {
+    let is_aggregate = |set: &FunctionDefinitionSetParam| function_name(&set.name).as_deref() == Some(MARK);
+    let (marks, settings): (Vec<_>, Vec<_>) = ast.set_params.iter().partition(|set| is_aggregate(set));
+    if ast.temporary || ast.using.is_some() || !settings.is_empty() || ast.security.is_some() {
         return Err(Error::unsupported("TEMPORARY, USING, SET and SECURITY are not available"));
     }
     let mut parameters: Vec<Parameter> = Vec::new();
@@ -95,7 +100,13 @@ fn function(name: &str, ast: &CreateFunctionAst) -> Result<SqlFunction> {
         matches!(ast.called_on_null, Some(FunctionCalledOnNull::Strict | FunctionCalledOnNull::ReturnsNullOnNullInput));
     // Whether calls may be folded follows from what the body calls; the words are accepted as promises.
     let _: Option<&FunctionBehavior> = ast.behavior.as_ref();
-    let returns = returns(ast.return_type.as_ref())?;
+    let returns = match (returns(ast.return_type.as_ref())?, marks.is_empty()) {
+        (Returns::Value(sql_type), false) => Returns::Aggregate(sql_type),
+        (Returns::Table(_), false) => {
+            return Err(Error::invalid("an aggregate function returns one value, not a TABLE"));
+        }
+        (returns, _) => returns,
+    };
     let body = body(ast.function_body.as_ref())?;
     Ok(SqlFunction { name: name.to_owned(), parameters, returns, body, strict })
 }
@@ -162,7 +173,7 @@ impl SqlFunction {
     /// `InvalidInput` for an unknown type.
     pub(crate) fn result_fields(&self) -> Result<Vec<FieldRef>> {
         match &self.returns {
-            Returns::Value(sql_type) => Ok(vec![Arc::new(field(&self.name, sql_type)?)]),
+            Returns::Value(sql_type) | Returns::Aggregate(sql_type) => Ok(vec![Arc::new(field(&self.name, sql_type)?)]),
             Returns::Table(columns) => {
                 columns.iter().map(|(name, sql_type)| field(name, sql_type).map(Arc::new)).collect()
             }
@@ -182,6 +193,10 @@ impl SqlFunction {
         });
         match &self.returns {
             Returns::Value(sql_type) => definition["returns"] = json!(sql_type),
+            Returns::Aggregate(sql_type) => {
+                definition["returns"] = json!(sql_type);
+                definition["aggregate"] = json!(true);
+            }
             Returns::Table(columns) => {
                 let columns = columns.iter().map(|(name, sql_type)| json!({"name": name, "type": sql_type}));
                 definition["returns_table"] = json!(columns.collect::<Vec<_>>());
@@ -211,6 +226,7 @@ impl SqlFunction {
                 })
             });
             let returns = match text(definition, "returns") {
+                Some(sql_type) if definition.get("aggregate").is_some() => Returns::Aggregate(sql_type),
                 Some(sql_type) => Returns::Value(sql_type),
                 None => {
                     let columns = definition.get("returns_table")?.as_array()?.iter();

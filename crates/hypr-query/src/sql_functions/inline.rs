@@ -14,7 +14,7 @@ use datafusion::logical_expr::{
     Volatility,
 };
 
-use super::Template;
+use super::{Template, aggregate};
 
 /// Stands for a call from planning to [`inline_calls`].
 #[derive(Debug)]
@@ -93,7 +93,7 @@ pub(crate) fn inline_calls(plan: LogicalPlan) -> Result<LogicalPlan> {
             })?;
             Ok(if expr.transformed { expr.update_data(|expr| saved.restore(expr)) } else { expr })
         })?;
-        recomputed(rewritten)
+        recomputed(rewritten)?.transform_data(aggregate::expand)
     });
     inlined.data()
 }
@@ -103,7 +103,7 @@ fn recomputed(node: Transformed<LogicalPlan>) -> Result<Transformed<LogicalPlan>
 }
 
 /// An argument stands wherever its parameter does; one that differs from call to call would differ within one.
-fn check_volatile(template: &Template, args: &[Expr]) -> Result<()> {
+pub(super) fn check_volatile(template: &Template, args: &[Expr]) -> Result<()> {
     match args.iter().find(|arg| arg.is_volatile()) {
         Some(arg) => plan_err!(
             "{}: the argument {arg} differs each time it is computed; compute it in a subquery and pass the column",
@@ -155,6 +155,23 @@ impl<'a> Arguments<'a> {
                 None => Ok(Transformed::no(expr)),
             },
             _ => with_subquery(expr, &|plan| self.in_plan(plan)),
+        });
+        replaced.data()
+    }
+
+    /// `expr`, whose parameters stand outside of its aggregates; other columns stay.
+    pub(super) fn in_constants(&self, expr: Expr) -> Result<Expr> {
+        let replaced = expr.transform_up(|expr| match &expr {
+            Expr::Column(column) => match self.of(column, &self.values) {
+                Some(value) if value.column_refs().is_empty() => Ok(Transformed::yes(value.clone())),
+                Some(_) => plan_err!(
+                    "{}: \"{}\" stands outside of the aggregates in its body, so it must be a constant",
+                    self.relation,
+                    column.name
+                ),
+                None => Ok(Transformed::no(expr)),
+            },
+            _ => Ok(Transformed::no(expr)),
         });
         replaced.data()
     }

@@ -1,4 +1,5 @@
-//! Functions written in SQL: `CREATE FUNCTION .. LANGUAGE SQL`, scalar and table, durable in the catalog.
+//! Functions written in SQL: `CREATE [AGGREGATE] FUNCTION .. LANGUAGE SQL`, scalar, table and aggregate, durable in the
+//! catalog.
 //!
 //! A call becomes part of the plan that it is in, so that filters reach the tables of the body and AI calls in it
 //! are planned like any others:
@@ -6,13 +7,16 @@
 //! 2. `arguments` puts named and default arguments in their places, on the syntax tree.
 //! 3. `template` plans the body beside a relation of the parameters, so that a name in it is a column of the
 //!    body's tables first and a parameter second, as in PostgreSQL; `$1` is always the parameter.
-//! 4. `inline` replaces each call by the template with the arguments in place of the parameters.
+//! 4. `inline` replaces each call by the template with the arguments in place of the parameters; `aggregate` does for
+//!    aggregates.
 //!
 //! Invariant: a function is resolved when a statement is planned; prepared statements see a replaced function.
 //! Deliberately absent: overloading (one function a name), recursion, other languages.
 
+mod aggregate;
 mod arguments;
 mod definition;
+pub(crate) mod grammar;
 mod inline;
 mod template;
 

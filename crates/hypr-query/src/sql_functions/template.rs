@@ -6,7 +6,9 @@ use std::sync::Arc;
 use arrow_schema::FieldRef;
 use datafusion::common::metadata::FieldMetadata;
 use datafusion::common::{DFSchema, Result as DfResult, ScalarValue, Spans, TableReference, plan_err};
-use datafusion::logical_expr::{Expr, LogicalPlan, LogicalPlanBuilder, ScalarUDF, Subquery, cast, lit, when};
+use datafusion::logical_expr::{
+    AggregateUDF, Expr, LogicalPlan, LogicalPlanBuilder, ScalarUDF, Subquery, cast, lit, when,
+};
 use datafusion::sql::parser::Statement;
 use datafusion::sql::sqlparser::ast::{
     Expr as SqlExpr, Ident, Query, Select, SelectItem, SetExpr, Statement as Sql, TableFactor, Value, VisitMut,
@@ -14,10 +16,11 @@ use datafusion::sql::sqlparser::ast::{
 };
 use hypr_common::{Error, Result};
 
+use super::aggregate::{AggregateBody, SqlAggregate};
 use super::definition::{Returns, SqlFunction};
 use super::inline::{Arguments, SqlCall};
-use crate::dialect;
 use crate::planner::Planner;
+use crate::{dialect, error};
 
 /// The relation that the body of a function is planned beside.
 const BODY: &str = "body\u{1}";
@@ -38,6 +41,8 @@ enum Body {
     Expr(Expr),
     /// A query with outer references to the relation of parameters.
     Query(LogicalPlan),
+    /// An expression over aggregates.
+    Aggregate(AggregateBody),
 }
 
 impl Template {
@@ -56,6 +61,7 @@ impl Template {
         let (parameters, results) = (function.parameter_fields()?, function.result_fields()?);
         let mut query = body_query(planner, function)?;
         let body = match (&function.returns, sole_expression(&mut query)) {
+            (Returns::Aggregate(_), expr) => Body::Aggregate(plan_aggregate(planner, function, expr, calling).await?),
             (Returns::Value(_), Some(expr)) => Body::Expr(plan_expression(planner, function, expr, calling).await?),
             _ => Body::Query(plan_query(planner, function, query, calling).await?),
         };
@@ -87,7 +93,23 @@ impl Template {
     pub(crate) fn marker(self: &Arc<Self>) -> Option<Arc<ScalarUDF>> {
         match self.function.returns {
             Returns::Value(_) => Some(Arc::new(ScalarUDF::from(SqlCall::new(Arc::clone(self))))),
-            Returns::Table(_) => None,
+            Returns::Aggregate(_) | Returns::Table(_) => None,
+        }
+    }
+
+    /// As [`Self::marker`], for an aggregate function.
+    pub(crate) fn aggregate_marker(self: &Arc<Self>) -> Option<Arc<AggregateUDF>> {
+        match self.function.returns {
+            Returns::Aggregate(_) => Some(Arc::new(AggregateUDF::from(SqlAggregate::new(Arc::clone(self))))),
+            Returns::Value(_) | Returns::Table(_) => None,
+        }
+    }
+
+    /// The body of an aggregate function.
+    pub(super) fn aggregate(&self) -> Option<&AggregateBody> {
+        match &self.body {
+            Body::Aggregate(body) => Some(body),
+            Body::Expr(_) | Body::Query(_) => None,
         }
     }
 
@@ -103,6 +125,7 @@ impl Template {
                 let outer_ref_columns = plan.all_out_ref_exprs();
                 Expr::ScalarSubquery(Subquery { subquery: Arc::new(plan), outer_ref_columns, spans: Spans::new() })
             }
+            Body::Aggregate(_) => return plan_err!("{} is an aggregate", self.function.name),
         };
         let data_type = self.result().data_type();
         let value = cast(value, data_type.clone());
@@ -132,7 +155,8 @@ impl Template {
         rows.project(columns)?.build()
     }
 
-    fn arguments(&self, args: &[Expr]) -> DfResult<Vec<Expr>> {
+    /// The arguments of a call as the types of the parameters.
+    pub(super) fn arguments(&self, args: &[Expr]) -> DfResult<Vec<Expr>> {
         let (name, takes) = (&self.function.name, self.parameters.len());
         if args.len() != takes {
             return plan_err!("{name} takes {takes} arguments, not {}", args.len());
@@ -226,6 +250,33 @@ async fn plan_expression(
         }
         _ => Err(Error::unsupported("aggregates and window functions in a function need a query with FROM")),
     }
+}
+
+async fn plan_aggregate(
+    planner: &Planner<'_>,
+    function: &SqlFunction,
+    expr: Option<SqlExpr>,
+    calling: &mut Vec<String>,
+) -> Result<AggregateBody> {
+    let usage = || {
+        Error::invalid(
+            "the body of an aggregate function is an expression over aggregates of its parameters, \
+             such as AS $$ SELECT sum(x * w) / sum(w) $$",
+        )
+    };
+    let expr = expr.ok_or_else(usage)?;
+    // Grouped by the parameters, so that they may stand outside of the aggregates.
+    let groups: Vec<String> = (1..=function.parameters.len()).map(|at| format!("${at}")).collect();
+    let groups = if groups.is_empty() { String::new() } else { format!(" GROUP BY {}", groups.join(", ")) };
+    let mut statement =
+        parse(planner, &format!("SELECT NULL AS value FROM {}{groups}", parameters_relation(function)))?;
+    let select = select_of(&mut statement)?;
+    select.projection = vec![SelectItem::ExprWithAlias { expr, alias: Ident::new("value") }];
+    if let ControlFlow::Break(error) = select.group_by.visit(&mut Numbers(function)) {
+        return Err(error);
+    }
+    let plan = planner.plan_within(statement, None, &[], calling).await?;
+    AggregateBody::of(&plan).map_err(error::from_datafusion)?.ok_or_else(usage)
 }
 
 async fn plan_query(

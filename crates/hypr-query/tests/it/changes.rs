@@ -189,3 +189,31 @@ async fn bulk_ingest_obeys_defaults_and_checks() {
     assert!(error.message().contains("row 2 violates CHECK (n > 0)"), "{error}");
     assert_eq!(fixture.lines("SELECT * FROM t ORDER BY id").await, ["1|5|x", "2|6|x"]);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn functions_written_in_sql_and_old_columns_survive_a_reopening() {
+    let dir = tempfile::tempdir().unwrap();
+    let fixture = Fixture::at(dir.path()).await;
+    for sql in [
+        "CREATE TABLE t (id INT PRIMARY KEY, meta JSONB, w INT)",
+        "INSERT INTO t VALUES (1, '{\"a\": 1}', 1), (2, NULL, 3)",
+        "ALTER TABLE t CREATE TAG before",
+        "ALTER TABLE t DROP COLUMN meta",
+        "ALTER TABLE t RENAME COLUMN w TO weight",
+        "CREATE AGGREGATE FUNCTION wavg(x DOUBLE, w DOUBLE, unit DOUBLE DEFAULT 1) RETURNS DOUBLE \
+         LANGUAGE SQL STRICT AS $$ SELECT sum(x * w) / sum(w) / unit $$",
+    ] {
+        fixture.affected(sql).await;
+    }
+    let asked = "SELECT wavg(id, weight), wavg(id, weight, unit => 2) FROM t";
+    let then = "SELECT id, meta ->> 'a', w FROM t FOR VERSION AS OF before ORDER BY id";
+    assert_eq!(fixture.lines(asked).await, ["1.75|0.875"]);
+    assert_eq!(fixture.lines(then).await, ["1|1|1", "2|NULL|3"]);
+    fixture.database.close().await.unwrap();
+    drop(fixture);
+    let fixture = Fixture::at(dir.path()).await;
+    assert_eq!(fixture.lines(asked).await, ["1.75|0.875"]);
+    assert_eq!(fixture.lines(then).await, ["1|1|1", "2|NULL|3"]);
+    assert!(fixture.session.engine().function_names().contains(&"wavg".to_owned()));
+    fixture.database.close().await.unwrap();
+}

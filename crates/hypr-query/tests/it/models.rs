@@ -138,3 +138,25 @@ async fn the_documents_declarations_are_accepted_and_others_refused() {
         assert_eq!(fixture.error(sql).await.kind(), ErrorKind::Unsupported, "{sql}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn models_has_a_row_a_layer() {
+    let fixture = with_models().await;
+    let sql = "SELECT model_name, layer_id, version, architecture, parameters, bytes, quantization, octet_length(weights), \
+               metadata #>> '{tensors,0,name}', imported_at BETWEEN TIMESTAMP '2020-01-01' AND now() + INTERVAL '1 day' \
+               FROM models WHERE model_name = 'small' ORDER BY layer_id";
+    assert_eq!(
+        fixture.lines(sql).await,
+        [
+            "small|0|1|llama|64|384|F32|384|attention.q_proj|true",
+            "small|1|1|llama|64|384|F32|384|attention.q_proj|true"
+        ]
+    );
+    let per_model = "SELECT model_name, count(*), sum(bytes) FROM models GROUP BY 1 ORDER BY 1";
+    assert_eq!(fixture.lines(per_model).await, ["large|5|1920", "small|2|768"]);
+    let bytes = fixture.query("SELECT weights FROM models WHERE model_name = 'small' AND layer_id = 1").await;
+    let expected = [[1_u8; 128], [7; 128], [9; 128]].concat();
+    assert_eq!(bytes.column(0).as_binary::<i64>().value(0), expected);
+    let error = fixture.error("INSERT INTO models SELECT * FROM models").await;
+    assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+}
