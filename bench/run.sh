@@ -37,6 +37,12 @@ BENCH="$(cargo bench --locked -p hypr-inference --bench generate --no-run --mess
 "$LLAMA/bin/python" bench/engines.py "$CACHE/models/smollm2-135m-instruct/SmolLM2-135M-Instruct.Q4_1.gguf" \
     "$BENCH" --threads "$THREADS" | tee "$OUT/engines.json"
 
+step "many requests at once, both engines, taking turns"
+SERVING="$(cargo bench --locked -p hypr-inference --bench serving --no-run --message-format=json |
+    sed -n 's/.*"name":"serving".*"executable":"\([^"]*\)".*/\1/p' | tail -n1)"
+"$LLAMA/bin/python" bench/serving.py "$CACHE/models/smollm2-135m-instruct/SmolLM2-135M-Instruct.Q4_1.gguf" \
+    "$SERVING" --threads "$THREADS" | tee "$OUT/serving.json"
+
 step "server"
 cargo build --release --locked -p hyprstream
 "$VENV/bin/python" bench/server.py "$CARGO_TARGET_DIR/release/hyprstream" "$CACHE/demo/data" | tee "$OUT/server.json"

@@ -84,6 +84,12 @@ pub struct GenerateRequest {
     pub sampling: Sampling,
     /// Generation ends before the first of these strings; it is not part of the text.
     pub stop: Vec<String>,
+    /// Who asks: a query, a session. Callers take turns by the tokens that each has been served, however many requests
+    /// each has.
+    pub caller: String,
+    /// The lower, the earlier, before any turns; a request may take the memory of one whose number is higher. What is
+    /// answered does not change.
+    pub priority: i32,
 }
 
 impl Default for GenerateRequest {
@@ -95,6 +101,8 @@ impl Default for GenerateRequest {
             max_tokens: 128,
             sampling: Sampling::default(),
             stop: Vec::new(),
+            caller: String::new(),
+            priority: 0,
         }
     }
 }

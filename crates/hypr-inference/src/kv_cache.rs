@@ -1,89 +1,32 @@
-//! Keys and values of the tokens that a sequence has seen.
+//! Keys and values of the tokens that one sequence has seen: its table of blocks.
 //!
-//! Invariant: every layer holds the same number of tokens outside a forward pass. Memory grows by blocks of
-//! [`BLOCK_TOKENS`], so a token costs no allocation.
+//! Invariants: every layer holds the same number of tokens outside a forward pass; a block that other sequences may
+//! read is full and never written again; dropping a cache gives its blocks back to the pool at once. A token costs no
+//! allocation, and only each sixteenth asks the pool for a block.
 
-use half::f16;
-use half::slice::HalfFloatSliceExt;
-use hypr_tensor::KvRows;
+use std::sync::Arc;
 
-/// Tokens by which a cache grows.
-pub const BLOCK_TOKENS: usize = 256;
+pub use hypr_tensor::KvPrecision;
+use hypr_tensor::{KvBlock, KvPages, KvPart, KvRows, KvShape};
 
-/// How keys and values are kept.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum KvPrecision {
-    /// Half precision: half the memory and bandwidth.
-    #[default]
-    F16,
-    /// Single precision, to check the arithmetic of everything else.
-    F32,
-}
-
-/// Rows of one layer's keys or values, `[tokens, kv_width]`.
-#[derive(Debug)]
-enum Rows {
-    F16(Vec<f16>),
-    F32(Vec<f32>),
-}
-
-impl Rows {
-    fn new(precision: KvPrecision) -> Self {
-        match precision {
-            KvPrecision::F16 => Self::F16(Vec::new()),
-            KvPrecision::F32 => Self::F32(Vec::new()),
-        }
-    }
-
-    fn append(&mut self, values: &[f32], block: usize) {
-        match self {
-            Self::F16(rows) => {
-                let len = rows.len();
-                if rows.capacity() - len < values.len() {
-                    rows.reserve_exact(values.len().next_multiple_of(block));
-                }
-                rows.resize(len + values.len(), f16::ZERO);
-                rows[len..].convert_from_f32_slice(values);
-            }
-            Self::F32(rows) => {
-                if rows.capacity() - rows.len() < values.len() {
-                    rows.reserve_exact(values.len().next_multiple_of(block));
-                }
-                rows.extend_from_slice(values);
-            }
-        }
-    }
-
-    fn truncate(&mut self, len: usize) {
-        match self {
-            Self::F16(rows) => rows.truncate(len),
-            Self::F32(rows) => rows.truncate(len),
-        }
-    }
-
-    fn view(&self) -> KvRows<'_> {
-        match self {
-            Self::F16(rows) => KvRows::F16(rows),
-            Self::F32(rows) => KvRows::F32(rows),
-        }
-    }
-}
+use crate::block_pool::{BlockPool, PrefixId};
 
 /// The cache of one sequence.
 #[derive(Debug)]
 pub struct KvCache {
-    /// Per layer: keys and values.
-    layers: Vec<(Rows, Rows)>,
-    /// Values per token and layer: `kv_heads * head_dim`.
-    kv_width: usize,
+    pool: BlockPool,
+    shape: KvShape,
+    /// In order of position; those past `tokens` are reserved.
+    pub(crate) blocks: Vec<Arc<KvBlock>>,
+    /// The first of `blocks` that the pool knows by what led to them; shared, perhaps.
+    pub(crate) published: Vec<PrefixId>,
     tokens: usize,
 }
 
 impl KvCache {
-    /// An empty cache for `layers` layers of `kv_width` values a token.
-    pub fn new(layers: usize, kv_width: usize, precision: KvPrecision) -> Self {
-        let layers = (0..layers).map(|_| (Rows::new(precision), Rows::new(precision))).collect();
-        Self { layers, kv_width, tokens: 0 }
+    /// An empty cache of tokens of `shape`, with blocks of `pool`.
+    pub fn new(pool: BlockPool, shape: KvShape) -> Self {
+        Self { pool, shape, blocks: Vec::new(), published: Vec::new(), tokens: 0 }
     }
 
     /// Tokens in the cache.
@@ -91,16 +34,59 @@ impl KvCache {
         self.tokens
     }
 
-    /// Appends the keys and values of new tokens to one layer, `[n, kv_width]` each.
-    pub(crate) fn append(&mut self, layer: usize, keys: &[f32], values: &[f32]) {
-        let block = BLOCK_TOKENS * self.kv_width;
-        self.layers[layer].0.append(keys, block);
-        self.layers[layer].1.append(values, block);
+    /// What it keeps of a token.
+    pub fn shape(&self) -> KvShape {
+        self.shape
     }
 
-    /// Keys and values of one layer, with those of a pass that is under way.
-    pub(crate) fn layer(&self, layer: usize) -> (KvRows<'_>, KvRows<'_>) {
-        (self.layers[layer].0.view(), self.layers[layer].1.view())
+    /// Makes room for `n` more tokens; `false`, with nothing taken, where the pool's budget has none left.
+    #[must_use]
+    pub fn reserve(&mut self, n: usize) -> bool {
+        let needed = (self.tokens + n).div_ceil(KvBlock::TOKENS);
+        needed <= self.blocks.len() || self.pool.take(self.shape, needed - self.blocks.len(), &mut self.blocks)
+    }
+
+    /// Starts with, or goes on with, blocks that other sequences have computed for the same `tokens` after the same
+    /// `root`. At least the last of `tokens` is left to compute. Returns how many tokens that saved.
+    pub fn adopt_prefix(&mut self, root: PrefixId, tokens: &[u32]) -> usize {
+        let before = self.tokens;
+        if before.is_multiple_of(KvBlock::TOKENS) && self.published.len() * KvBlock::TOKENS == before {
+            self.pool.clone().adopt(self, root, tokens);
+            self.tokens = self.published.len() * KvBlock::TOKENS;
+        }
+        self.tokens - before
+    }
+
+    /// Lets others share the blocks that are full; `tokens` are all that the sequence has seen.
+    pub fn publish(&mut self, root: PrefixId, tokens: &[u32]) {
+        if self.tokens / KvBlock::TOKENS > self.published.len() {
+            self.pool.clone().publish(self, root, tokens);
+        }
+    }
+
+    /// Appends the keys and values of new tokens to one layer, `[n, width]` each, into reserved room.
+    pub(crate) fn append(&mut self, layer: usize, keys: &[f32], values: &[f32]) {
+        let width = self.shape.width;
+        let mut at = self.tokens;
+        let (mut keys, mut values) = (keys, values);
+        while !keys.is_empty() {
+            let (block, first) = (at / KvBlock::TOKENS, at % KvBlock::TOKENS);
+            let rows = (KvBlock::TOKENS - first).min(keys.len() / width);
+            let (own_keys, own_values);
+            (own_keys, keys) = keys.split_at(rows * width);
+            (own_values, values) = values.split_at(rows * width);
+            let Some(block) = self.blocks.get_mut(block).and_then(Arc::get_mut) else {
+                panic!("keys and values need a reserved block that nobody shares")
+            };
+            block.write(layer, first, own_keys, own_values);
+            at += rows;
+        }
+    }
+
+    /// Keys and values of one layer, with those of `new` tokens of a pass that is under way.
+    pub(crate) fn layer(&self, layer: usize, new: usize) -> (KvRows<'_>, KvRows<'_>) {
+        let pages = |part| KvPages { blocks: &self.blocks, layer, part, tokens: self.tokens + new };
+        (KvRows::Paged(pages(KvPart::Keys)), KvRows::Paged(pages(KvPart::Values)))
     }
 
     /// Ends a pass that appended `n` tokens to every layer.
@@ -108,12 +94,15 @@ impl KvCache {
         self.tokens += n;
     }
 
-    /// Forgets all tokens but the first `tokens`.
-    pub fn truncate(&mut self, tokens: usize) {
-        self.tokens = self.tokens.min(tokens);
-        for (keys, values) in &mut self.layers {
-            keys.truncate(self.tokens * self.kv_width);
-            values.truncate(self.tokens * self.kv_width);
-        }
+    /// Forgets everything and gives all blocks back; what is published may be found again.
+    pub fn clear(&mut self) {
+        self.tokens = 0;
+        self.pool.give_back(&mut self.blocks, &mut self.published);
+    }
+}
+
+impl Drop for KvCache {
+    fn drop(&mut self) {
+        self.clear();
     }
 }

@@ -8,6 +8,7 @@
 //! and anything that knows where a model came from.
 
 pub mod api;
+pub mod block_pool;
 pub mod chat;
 pub mod config;
 pub mod engine;
@@ -24,4 +25,4 @@ pub mod weights;
 pub use api::{
     ChatMessage, EmbedRequest, FinishReason, GenerateRequest, Generation, Inference, Prompt, Sampling, Task, Token,
 };
-pub use engine::{EngineHandle, EngineOptions, EngineService, engine};
+pub use engine::{EngineHandle, EngineMetrics, EngineOptions, EngineService, engine};

@@ -6,9 +6,10 @@
 //! depends on that row alone. Deliberately absent: choosing tokens, and deciding what is batched.
 
 use hypr_common::model::{EMBEDDING_LAYER, ModelTables};
-use hypr_common::{Error, Result};
-use hypr_tensor::{Attention, Kernels, KvRows, Linear, Mask, RopeTable, Scratch, WeightArray};
+use hypr_common::{Error, ErrorKind, Result};
+use hypr_tensor::{Attention, Kernels, KvRows, KvShape, Linear, Mask, RopeTable, Scratch, WeightArray};
 
+use crate::block_pool::BlockPool;
 use crate::config::ModelConfig;
 use crate::families::{Architecture, FeedForward, Norm, NormPosition, Position};
 use crate::kv_cache::{KvCache, KvPrecision};
@@ -214,16 +215,23 @@ impl Transformer {
         self.max_positions
     }
 
-    /// An empty cache for one sequence.
+    /// What it keeps of a token.
+    pub fn kv_shape(&self, precision: KvPrecision) -> KvShape {
+        let width = self.config.num_key_value_heads * self.config.head_dim;
+        KvShape { layers: self.blocks.len(), width, precision }
+    }
+
+    /// An empty cache for a sequence on its own, without a limit.
     pub fn new_cache(&self, precision: KvPrecision) -> KvCache {
-        KvCache::new(self.blocks.len(), self.config.num_key_value_heads * self.config.head_dim, precision)
+        KvCache::new(BlockPool::unlimited(), self.kv_shape(precision))
     }
 
     /// One pass over the new tokens of every chunk.
     ///
     /// # Errors
     /// `InvalidInput` for an empty chunk, a token outside the vocabulary or a sequence longer than
-    /// [`Transformer::max_positions`]; the caches are then as they were.
+    /// [`Transformer::max_positions`], `ResourceExhausted` where the pool has no block left; the caches then hold what
+    /// they held.
     pub fn forward(&self, kernels: &Kernels, batch: &mut [Chunk<'_>], work: &mut Workspace) -> Result<()> {
         self.check(batch)?;
         self.embed(kernels, batch, work);
@@ -244,7 +252,7 @@ impl Transformer {
         Ok(())
     }
 
-    fn check(&self, batch: &[Chunk<'_>]) -> Result<()> {
+    fn check(&self, batch: &mut [Chunk<'_>]) -> Result<()> {
         for chunk in batch {
             let seen = chunk.cache.as_ref().map_or(0, |cache| cache.tokens());
             if chunk.tokens.is_empty() || chunk.cache.is_some() != self.architecture.causal {
@@ -262,6 +270,9 @@ impl Transformer {
                     "token {token} is outside the model's vocabulary of {}",
                     self.config.vocab_size
                 )));
+            }
+            if chunk.cache.as_mut().is_some_and(|cache| !cache.reserve(chunk.tokens.len())) {
+                return Err(Error::new(ErrorKind::ResourceExhausted, "the key-value cache has no block left"));
             }
         }
         Ok(())
@@ -356,7 +367,7 @@ impl Transformer {
             let (keys, values, mask) = match &mut chunk.cache {
                 Some(cache) => {
                     cache.append(layer, chunk_keys, chunk_values);
-                    let (keys, values) = cache.layer(layer);
+                    let (keys, values) = cache.layer(layer, n);
                     (keys, values, Mask::Causal { start: cache.tokens() })
                 }
                 None => (KvRows::F32(chunk_keys), KvRows::F32(chunk_values), Mask::Full),

@@ -39,6 +39,8 @@ pub const KEYS: &[&str] = &[
     "engine.threads",
     "engine.max_sequences",
     "engine.queue_depth",
+    "engine.max_batched_tokens",
+    "engine.kv_cache_mb",
     "engine.max_context_tokens",
     "engine.cpu_level",
     "query.memory_limit_mb",
@@ -158,6 +160,10 @@ pub struct EngineSection {
     pub max_sequences: Option<usize>,
     /// Requests that may wait; a further one is answered "busy".
     pub queue_depth: Option<usize>,
+    /// Tokens that one forward pass computes.
+    pub max_batched_tokens: Option<usize>,
+    /// MiB that keys and values of all sequences and of shared prefixes may take.
+    pub kv_cache_mb: Option<usize>,
     /// Longest context, in tokens, whatever a model allows.
     pub max_context_tokens: Option<usize>,
     /// The instruction set that kernels use: `portable`, `avx2` or `avx512`; by default the best of this processor.
@@ -253,6 +259,8 @@ impl Config {
             ("engine.threads", self.engine.threads),
             ("engine.max_sequences", self.engine.max_sequences),
             ("engine.queue_depth", self.engine.queue_depth),
+            ("engine.max_batched_tokens", self.engine.max_batched_tokens),
+            ("engine.kv_cache_mb", self.engine.kv_cache_mb),
             ("engine.max_context_tokens", self.engine.max_context_tokens),
             ("query.memory_limit_mb", self.query.memory_limit_mb),
             ("query.process_memory_limit_mb", self.query.process_memory_limit_mb),

@@ -158,6 +158,12 @@ fn engine_options(config: &Config) -> EngineOptions {
     if let Some(depth) = config.engine.queue_depth {
         options.queue_depth = depth;
     }
+    if let Some(tokens) = config.engine.max_batched_tokens {
+        options.max_batched_tokens = tokens;
+    }
+    if let Some(mb) = config.engine.kv_cache_mb {
+        options.kv_cache_bytes = mb.saturating_mul(1 << 20);
+    }
     if let Some(tokens) = config.engine.max_context_tokens {
         options.max_context_tokens = tokens;
     }

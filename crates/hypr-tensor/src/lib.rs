@@ -15,6 +15,7 @@
 
 mod dtype;
 pub mod kernels;
+mod kv;
 mod map;
 mod pool;
 pub mod quant;
@@ -24,6 +25,7 @@ pub use dtype::DType;
 pub use kernels::{
     Attention, CODE_ZERO, Distances, Kernels, KvRows, Level, Linear, Mask, RopeStyle, RopeTable, Scratch,
 };
+pub use kv::{KvBlock, KvPages, KvPart, KvPrecision, KvShape};
 pub use map::map_file;
 pub use pool::Pool;
 pub use weight::{Device, Piece, WeightArray};

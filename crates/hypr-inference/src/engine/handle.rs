@@ -10,8 +10,10 @@ use futures::stream::{BoxStream, StreamExt};
 use hypr_common::model::{ModelMetadata, ModelSource};
 use hypr_common::{Error, ErrorKind, Result};
 
+use super::metrics::{Counters, EngineMetrics, add};
 use super::{Command, EmbedJob, EngineOptions, GenerateJob, Reply, Ticket};
 use crate::api::{EmbedRequest, GenerateRequest, Generation, Inference, Task, Token};
+use crate::block_pool::BlockPool;
 use crate::model;
 
 /// A cheap reference to the engine. The service ends when the last one is dropped.
@@ -21,6 +23,8 @@ pub struct EngineHandle {
     waiting: Arc<AtomicUsize>,
     source: Arc<dyn ModelSource>,
     options: Arc<EngineOptions>,
+    pool: BlockPool,
+    counters: Arc<Counters>,
 }
 
 impl fmt::Debug for EngineHandle {
@@ -35,8 +39,14 @@ impl EngineHandle {
         waiting: Arc<AtomicUsize>,
         source: Arc<dyn ModelSource>,
         options: EngineOptions,
+        (pool, counters): (BlockPool, Arc<Counters>),
     ) -> Self {
-        Self { sender, waiting, source, options: Arc::new(options) }
+        Self { sender, waiting, source, options: Arc::new(options), pool, counters }
+    }
+
+    /// What the engine has done and holds.
+    pub fn metrics(&self) -> EngineMetrics {
+        self.counters.read(self.pool.usage())
     }
 
     /// Ends the service at its next step; running and waiting requests are answered `Unavailable`.
@@ -51,10 +61,11 @@ impl EngineHandle {
         let take = |waiting: usize| (waiting < depth).then_some(waiting + 1);
         match self.waiting.fetch_update(Ordering::AcqRel, Ordering::Acquire, take) {
             Ok(_) => Ok(Ticket(Arc::clone(&self.waiting))),
-            Err(_) => Err(Error::new(
-                ErrorKind::Busy,
-                format!("the inference queue is full with {depth} requests; try again later"),
-            )),
+            Err(_) => {
+                add(&self.counters.refused, 1);
+                let full = format!("the inference queue is full with {depth} requests; try again later");
+                Err(Error::new(ErrorKind::Busy, full))
+            }
         }
     }
 

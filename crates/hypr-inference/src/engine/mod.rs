@@ -1,14 +1,19 @@
 //! The engine: a service that owns the threads, the opened models and the running sequences, and the handle
 //! that callers hold.
 //!
-//! The service's main flow is a step: schedule, run, postprocess ([`EngineService::run`]). Invariants: requests
-//! wait in a bounded queue that answers `Busy`; a request whose caller has gone is dropped at the next step; a
-//! panic in a pass fails the requests of that pass and nothing else. Deliberately absent: threads of its own
-//! (the caller gives one) and any knowledge of where models are kept.
+//! The service's main flow is a step ([`EngineService::run`]): *schedule* (`scheduler`), *run* and *postprocess*
+//! (`batch`, `sequence`). Invariants: requests wait in a bounded queue that answers `Busy`; a request whose caller has
+//! gone is dropped at the next step; a panic in a pass fails the requests of that pass and nothing else; what a request
+//! is answered does not depend on what else runs. Deliberately absent: threads of its own (the caller gives one) and any
+//! knowledge of where models are kept.
 
+mod batch;
 mod embedding;
-mod generation;
+mod fairness;
 mod handle;
+mod metrics;
+mod scheduler;
+mod sequence;
 mod service;
 
 use std::any::Any;
@@ -24,8 +29,11 @@ use hypr_common::{Error, Result};
 use hypr_tensor::Level;
 
 use crate::api::{GenerateRequest, Generation, Token};
+use crate::block_pool::BlockPool;
+use metrics::Counters;
 
 pub use handle::EngineHandle;
+pub use metrics::EngineMetrics;
 pub use service::EngineService;
 
 /// How the engine is set up.
@@ -33,8 +41,13 @@ pub use service::EngineService;
 pub struct EngineOptions {
     /// Threads of the kernels, the service's own among them.
     pub threads: usize,
-    /// Sequences that are generated at the same time.
+    /// Sequences that are generated at the same time (vLLM's `max_num_seqs`).
     pub max_sequences: usize,
+    /// Tokens that one step computes: one of each sequence that decodes, and pieces of prompts (vLLM's
+    /// `max_num_batched_tokens`). More reads prompts faster, less makes the gaps between streamed tokens shorter.
+    pub max_batched_tokens: usize,
+    /// Bytes that the keys and values of all sequences and of shared prefixes may take; taken as they are needed.
+    pub kv_cache_bytes: usize,
     /// Requests that may wait; one more is answered `Busy`.
     pub queue_depth: usize,
     /// The longest sequence, in tokens, where the model could take longer ones.
@@ -51,7 +64,9 @@ impl Default for EngineOptions {
     fn default() -> Self {
         Self {
             threads: std::thread::available_parallelism().map_or(1, NonZero::get),
-            max_sequences: 16,
+            max_sequences: 128,
+            max_batched_tokens: 512,
+            kv_cache_bytes: 2 << 30,
             queue_depth: 256,
             max_context_tokens: 8192,
             level: None,
@@ -65,8 +80,10 @@ impl Default for EngineOptions {
 pub fn engine(source: Arc<dyn ModelSource>, options: EngineOptions) -> (EngineHandle, EngineService) {
     let (sender, receiver) = mpsc::channel();
     let waiting = Arc::new(AtomicUsize::new(0));
-    let handle = EngineHandle::new(sender, Arc::clone(&waiting), Arc::clone(&source), options.clone());
-    let service = EngineService::new(receiver, source, options);
+    let (pool, counters) = (BlockPool::new(options.kv_cache_bytes), Arc::new(Counters::default()));
+    let watched = (pool.clone(), Arc::clone(&counters));
+    let handle = EngineHandle::new(sender, Arc::clone(&waiting), Arc::clone(&source), options.clone(), watched);
+    let service = EngineService::new(receiver, source, options, pool, counters);
     (handle, service)
 }
 

@@ -9,27 +9,35 @@ use hypr_common::model::ModelSource;
 use hypr_common::{Error, ErrorKind, Result};
 use hypr_tensor::{Kernels, Pool};
 
+use super::batch;
 use super::embedding::{self, Embedding};
-use super::generation::{self, Sequence};
+use super::metrics::{Counters, add};
+use super::scheduler::Scheduler;
+use super::sequence::{Opened, Sequence};
 use super::{Command, EmbedJob, EngineOptions, GenerateJob, guarded};
+use crate::block_pool::{BlockPool, CacheIdentity};
 use crate::model::Model;
 use crate::transformer::Workspace;
 
 /// Embedding requests that are tokenized and wait for a pass.
 const MAX_EMBEDDINGS: usize = 32;
 
+/// Prompts that are tokenized between two steps, so that a burst of requests does not stall what runs.
+const PROMPTS_A_STEP: usize = 16;
+
 /// The engine's state. [`EngineService::run`] is its life.
 pub struct EngineService {
     receiver: Receiver<Command>,
     source: Arc<dyn ModelSource>,
     options: EngineOptions,
-    models: HashMap<String, Arc<Model>>,
-    waiting_generations: VecDeque<GenerateJob>,
+    models: HashMap<String, Opened>,
+    arrived: VecDeque<GenerateJob>,
+    scheduler: Scheduler,
     waiting_embeddings: VecDeque<EmbedJob>,
-    sequences: Vec<Sequence>,
     embeddings: Vec<Embedding>,
     work: Workspace,
-    turn: usize,
+    pool: BlockPool,
+    counters: Arc<Counters>,
 }
 
 impl fmt::Debug for EngineService {
@@ -37,7 +45,7 @@ impl fmt::Debug for EngineService {
         f.debug_struct("EngineService")
             .field("options", &self.options)
             .field("models", &self.models.keys())
-            .field("sequences", &self.sequences.len())
+            .field("scheduler", &self.scheduler)
             .field("embeddings", &self.embeddings.len())
             .finish_non_exhaustive()
     }
@@ -50,18 +58,25 @@ enum Ending {
 }
 
 impl EngineService {
-    pub(super) fn new(receiver: Receiver<Command>, source: Arc<dyn ModelSource>, options: EngineOptions) -> Self {
+    pub(super) fn new(
+        receiver: Receiver<Command>,
+        source: Arc<dyn ModelSource>,
+        options: EngineOptions,
+        pool: BlockPool,
+        counters: Arc<Counters>,
+    ) -> Self {
         Self {
             receiver,
             source,
-            options,
             models: HashMap::new(),
-            waiting_generations: VecDeque::new(),
+            arrived: VecDeque::new(),
+            scheduler: Scheduler::new(&options, pool.clone(), Arc::clone(&counters)),
+            options,
             waiting_embeddings: VecDeque::new(),
-            sequences: Vec::new(),
             embeddings: Vec::new(),
             work: Workspace::new(),
-            turn: 0,
+            pool,
+            counters,
         }
     }
 
@@ -78,7 +93,7 @@ impl EngineService {
                 None => {}
             }
             self.drop_abandoned();
-            self.admit();
+            self.accept();
             if ending.is_some() && self.is_idle() {
                 break;
             }
@@ -99,9 +114,9 @@ impl EngineService {
     }
 
     fn is_idle(&self) -> bool {
-        self.sequences.is_empty()
+        self.scheduler.is_idle()
+            && self.arrived.is_empty()
             && self.embeddings.is_empty()
-            && self.waiting_generations.is_empty()
             && self.waiting_embeddings.is_empty()
     }
 
@@ -111,6 +126,7 @@ impl EngineService {
             return None;
         }
         if self.is_idle() {
+            self.pool.trim();
             match self.receiver.recv() {
                 Ok(Command::Shutdown) => return Some(Ending::Shutdown),
                 Ok(command) => self.queue(command),
@@ -129,7 +145,7 @@ impl EngineService {
 
     fn queue(&mut self, command: Command) {
         match command {
-            Command::Generate(job) => self.waiting_generations.push_back(job),
+            Command::Generate(job) => self.arrived.push_back(job),
             Command::Embed(job) => self.waiting_embeddings.push_back(job),
             Command::Shutdown => {}
         }
@@ -137,22 +153,27 @@ impl EngineService {
 
     /// Frees what nobody waits for, running or not, at once.
     fn drop_abandoned(&mut self) {
-        self.waiting_generations.retain(|job| !job.reply.is_abandoned());
+        let before = self.arrived.len();
+        self.arrived.retain(|job| !job.reply.is_abandoned());
+        add(&self.counters.cancelled, before - self.arrived.len());
+        self.scheduler.drop_over();
         self.waiting_embeddings.retain(|job| !job.reply.is_canceled());
-        self.sequences.retain(|sequence| !sequence.is_over());
         self.embeddings.retain(|embedding| !embedding.is_over());
     }
 
-    /// Starts waiting requests while there is room.
-    fn admit(&mut self) {
-        while self.sequences.len() < self.options.max_sequences.max(1) {
-            let Some(job) = self.waiting_generations.pop_front() else { break };
+    /// Opens models for requests that have arrived, and makes tokens of their texts.
+    fn accept(&mut self) {
+        for _ in 0..PROMPTS_A_STEP {
+            let Some(job) = self.arrived.pop_front() else { break };
             match guarded(|| self.model(&job.model_id)) {
                 Err(error) => job.reply.fail(error),
-                Ok(model) => match Sequence::start(job, model) {
-                    Ok(sequence) => self.sequences.push(sequence),
-                    Err((reply, error)) => reply.fail(error),
-                },
+                Ok(opened) => {
+                    let (stream, arrival) = self.scheduler.arrive(&job);
+                    match Sequence::start(job, opened, &self.pool, stream, arrival) {
+                        Ok(sequence) => self.scheduler.enqueue(sequence),
+                        Err((reply, error)) => reply.fail(error),
+                    }
+                }
             }
         }
         while self.embeddings.len() < MAX_EMBEDDINGS {
@@ -160,41 +181,47 @@ impl EngineService {
             match guarded(|| self.model(&job.model_id)) {
                 // A caller that is gone needs no answer.
                 Err(error) => drop(job.reply.send(Err(error))),
-                Ok(model) => self.embeddings.push(Embedding::start(job, model)),
+                Ok(opened) => self.embeddings.push(Embedding::start(job, opened.model)),
             }
         }
     }
 
     /// The newest version of a model, opened once.
-    fn model(&mut self, model_id: &str) -> Result<Arc<Model>> {
+    fn model(&mut self, model_id: &str) -> Result<Opened> {
         let tables = match self.source.open(model_id) {
             Ok(tables) => tables,
             Err(error) => {
                 self.models.remove(model_id);
+                self.pool.retire(model_id);
                 return Err(error);
             }
         };
-        if let Some(model) = self.models.get(model_id)
-            && Arc::ptr_eq(model.tables(), &tables)
+        if let Some(opened) = self.models.get(model_id)
+            && Arc::ptr_eq(opened.model.tables(), &tables)
         {
-            return Ok(Arc::clone(model));
+            return Ok(opened.clone());
         }
+        let version = tables.version;
         let model = Arc::new(Model::open(tables, self.options.max_context_tokens)?);
-        tracing::info!(model_id, version = model.tables().version, "model opened");
-        self.models.insert(model_id.to_owned(), Arc::clone(&model));
-        Ok(model)
+        tracing::info!(model_id, version, "model opened");
+        // Keys and values of other weights are of no use any more, also where a version's number came back.
+        self.pool.retire(model_id);
+        let identity = CacheIdentity { model: model_id.to_owned(), version, adapter_version: 0 };
+        let opened = Opened { model, root: self.pool.open(identity) };
+        self.models.insert(model_id.to_owned(), opened.clone());
+        Ok(opened)
     }
 
     /// Schedule, run, postprocess: one pass of the sequences, then one of the texts to embed.
     fn step(&mut self, kernels: &Kernels) {
-        let pass = generation::schedule(&self.sequences, self.turn);
-        self.turn = self.turn.wrapping_add(1);
-        let outcome = guarded(|| generation::run(&pass, &mut self.sequences, kernels, &mut self.work));
+        let batch = self.scheduler.schedule();
+        let running = &mut self.scheduler.running;
+        let outcome = guarded(|| batch::run(&batch, running, kernels, &mut self.work, &self.counters));
         if let Err(error) = outcome {
             tracing::error!(%error, "a generation pass failed");
             self.work = Workspace::new();
-            for &(at, _) in &pass.members {
-                self.sequences[at].fail(shared(&error));
+            for member in &batch.members {
+                running[member.at].fail(shared(&error));
             }
         }
         let pass = embedding::schedule(&mut self.embeddings);
@@ -215,9 +242,9 @@ impl EngineService {
         while let Ok(command) = self.receiver.try_recv() {
             self.queue(command);
         }
-        self.sequences.iter_mut().for_each(|sequence| sequence.fail(ending()));
+        self.scheduler.fail_all(ending);
         self.embeddings.iter_mut().for_each(|embedding| embedding.fail(ending()));
-        self.waiting_generations.drain(..).for_each(|job| job.reply.fail(ending()));
+        self.arrived.drain(..).for_each(|job| job.reply.fail(ending()));
         // A caller that is gone needs no answer.
         self.waiting_embeddings.drain(..).for_each(|job| drop(job.reply.send(Err(ending()))));
     }

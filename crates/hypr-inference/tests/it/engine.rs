@@ -30,7 +30,7 @@ fn tokenizer() -> Buffer {
     Buffer::from_vec(json.to_string().into_bytes())
 }
 
-fn model(fixture_name: &str, id: &str, context_length: usize) -> ModelTables {
+pub fn model(fixture_name: &str, id: &str, context_length: usize) -> ModelTables {
     let mut files = checkpoint(&fixture(fixture_name));
     files.insert("tokenizer.json".into(), tokenizer());
     let mut config: Value = serde_json::from_slice(&files["config.json"]).unwrap();
@@ -55,7 +55,7 @@ fn llama() -> Arc<Models> {
     Models::new([model("tiny-llama", "llama", 64)])
 }
 
-fn request(prompt: &str, max_tokens: usize) -> GenerateRequest {
+pub fn request(prompt: &str, max_tokens: usize) -> GenerateRequest {
     GenerateRequest { prompt: Prompt::Raw(prompt.into()), max_tokens, ..GenerateRequest::default() }
 }
 

@@ -9,6 +9,7 @@ mod hostile;
 #[cfg(target_os = "linux")]
 mod memory;
 mod minilm;
+mod serving;
 mod smollm2;
 mod support;
 mod tiny;

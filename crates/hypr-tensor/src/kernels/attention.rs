@@ -8,9 +8,10 @@
 use half::f16;
 
 use super::{Kernels, Level, SharedMut, by_level, math};
+use crate::kv::{KvBlock, KvElement, KvPages, KvPrecision};
 
-/// Keys taken in one step.
-pub(super) const STEP: usize = 16;
+/// Keys taken in one step, so that a step never leaves a block of the cache.
+pub(super) const STEP: usize = KvBlock::TOKENS;
 
 /// Queries that go over the keys together, so that they find them in the first-level cache.
 pub(super) const BLOCK: usize = 8;
@@ -28,13 +29,61 @@ pub enum KvRows<'a> {
     F32(&'a [f32]),
     /// In half precision.
     F16(&'a [f16]),
+    /// In blocks, of either precision.
+    Paged(KvPages<'a>),
 }
 
-impl KvRows<'_> {
-    fn len(&self) -> usize {
+impl<'a> KvRows<'a> {
+    /// Tokens, where a token is `width` elements; `None` where they are not whole tokens.
+    fn tokens(&self, width: usize) -> Option<usize> {
+        let whole = |len: usize| len.is_multiple_of(width).then_some(len / width);
         match self {
-            Self::F32(values) => values.len(),
-            Self::F16(values) => values.len(),
+            Self::F32(values) => whole(values.len()),
+            Self::F16(values) => whole(values.len()),
+            Self::Paged(pages) => {
+                let fits = pages.blocks.first().is_none_or(|block| block.shape().width == width);
+                (fits && pages.tokens <= pages.blocks.len() * KvBlock::TOKENS).then_some(pages.tokens)
+            }
+        }
+    }
+
+    #[inline(always)]
+    pub(super) fn operand(self) -> Operand<'a> {
+        match self {
+            Self::F32(rows) => Operand::F32(Rows::Flat(rows)),
+            Self::F16(rows) => Operand::F16(Rows::Flat(rows)),
+            Self::Paged(pages) => match pages.precision() {
+                KvPrecision::F32 => Operand::F32(Rows::Paged(pages)),
+                KvPrecision::F16 => Operand::F16(Rows::Paged(pages)),
+            },
+        }
+    }
+}
+
+/// Keys or values, by the type of their elements.
+#[derive(Clone, Copy)]
+pub(super) enum Operand<'a> {
+    F32(Rows<'a, f32>),
+    F16(Rows<'a, f16>),
+}
+
+/// Where keys or values lie, for a kernel that takes them [`STEP`] at a time.
+#[derive(Clone, Copy)]
+pub(super) enum Rows<'a, T> {
+    /// One after the other.
+    Flat(&'a [T]),
+    /// In blocks of one step each.
+    Paged(KvPages<'a>),
+}
+
+impl<'a, T: KvElement> Rows<'a, T> {
+    /// The rows of tokens `first ..`, `stride` elements each: a step of them at least, or all that there are.
+    /// `first` is a multiple of [`STEP`].
+    #[inline(always)]
+    pub fn step(&self, first: usize, stride: usize) -> &'a [T] {
+        match self {
+            Self::Flat(rows) => &rows[first * stride..],
+            Self::Paged(pages) => pages.rows(first / STEP),
         }
     }
 }
@@ -87,7 +136,7 @@ impl Attention<'_> {
     }
 
     fn tokens(&self) -> usize {
-        self.keys.len() / (self.kv_heads * self.head_dim)
+        self.keys.tokens(self.kv_heads * self.head_dim).unwrap_or(0)
     }
 
     fn check(&self, out: &[f32]) {
@@ -100,8 +149,9 @@ impl Attention<'_> {
         );
         assert_eq!(self.queries.len(), self.queries() * self.heads * self.head_dim, "attention: queries");
         assert_eq!(out.len(), self.queries.len(), "attention: output");
-        assert_eq!(self.keys.len(), self.tokens() * self.kv_heads * self.head_dim, "attention: keys");
-        assert_eq!(self.values.len(), self.keys.len(), "attention: values");
+        let width = self.kv_heads * self.head_dim;
+        assert!(self.keys.tokens(width).is_some(), "attention: keys");
+        assert_eq!(self.values.tokens(width), self.keys.tokens(width), "attention: values");
         if let Mask::Causal { start } = self.mask {
             assert!(start + self.queries() <= self.tokens(), "attention: a query's own key is not in the cache");
         }
@@ -191,11 +241,11 @@ fn one_block(level: Level, attention: &Attention<'_>, head: usize, block: usize,
         // SAFETY: each block has places of its own in the output of its sequence.
         let out = unsafe { out.slice(at, dim) };
         let head = Head { kv: block.kv, stride: block.stride, visible };
-        match (attention.keys, attention.values) {
-            (KvRows::F32(k), KvRows::F32(v)) => stream_f32(level, query, k, v, head, attention.scale, out),
-            (KvRows::F16(k), KvRows::F16(v)) => stream_f16(level, query, k, v, head, attention.scale, out),
-            (KvRows::F32(k), KvRows::F16(v)) => stream(query, k, v, head, attention.scale, out),
-            (KvRows::F16(k), KvRows::F32(v)) => stream(query, k, v, head, attention.scale, out),
+        match (attention.keys.operand(), attention.values.operand()) {
+            (Operand::F32(k), Operand::F32(v)) => stream_f32(level, query, k, v, head, attention.scale, out),
+            (Operand::F16(k), Operand::F16(v)) => stream_f16(level, query, k, v, head, attention.scale, out),
+            (Operand::F32(k), Operand::F16(v)) => stream(query, k, v, head, attention.scale, out),
+            (Operand::F16(k), Operand::F32(v)) => stream(query, k, v, head, attention.scale, out),
         }
     }
 }
@@ -209,28 +259,36 @@ struct Head {
 }
 
 by_level! {
-    fn stream_f32(query: &[f32], keys: &[f32], values: &[f32], head: Head, scale: f32, out: &mut [f32]) {
+    fn stream_f32(query: &[f32], keys: Rows<'_, f32>, values: Rows<'_, f32>, head: Head, scale: f32, out: &mut [f32]) {
         stream(query, keys, values, head, scale, out)
     }
 }
 
 by_level! {
-    fn stream_f16(query: &[f32], keys: &[f16], values: &[f16], head: Head, scale: f32, out: &mut [f32]) {
+    fn stream_f16(query: &[f32], keys: Rows<'_, f16>, values: Rows<'_, f16>, head: Head, scale: f32, out: &mut [f32]) {
         stream(query, keys, values, head, scale, out)
     }
 }
 
 /// The reference, and what heads of odd width run through.
 #[inline(always)]
-fn stream<K: Wide, V: Wide>(query: &[f32], keys: &[K], values: &[V], head: Head, scale: f32, out: &mut [f32]) {
+fn stream<K: Wide, V: Wide>(
+    query: &[f32],
+    keys: Rows<'_, K>,
+    values: Rows<'_, V>,
+    head: Head,
+    scale: f32,
+    out: &mut [f32],
+) {
     let dim = query.len();
     let (mut max, mut total) = (f32::NEG_INFINITY, 0.0f32);
     out.fill(0.0);
     let mut weights = [0.0f32; STEP];
     for first in (0..head.visible).step_by(STEP) {
         let weights = &mut weights[..STEP.min(head.visible - first)];
+        let (keys, values) = (keys.step(first, head.stride), values.step(first, head.stride));
         for (k, weight) in weights.iter_mut().enumerate() {
-            *weight = dot(query, &keys[head.kv + (first + k) * head.stride..][..dim]) * scale;
+            *weight = dot(query, &keys[head.kv + k * head.stride..][..dim]) * scale;
         }
         let largest = math::max(weights);
         if largest > max {
@@ -244,7 +302,7 @@ fn stream<K: Wide, V: Wide>(query: &[f32], keys: &[K], values: &[V], head: Head,
         }
         total += math::sum(weights, |v| v);
         for (k, weight) in weights.iter().enumerate() {
-            let value = &values[head.kv + (first + k) * head.stride..][..dim];
+            let value = &values[head.kv + k * head.stride..][..dim];
             for (out, value) in out.iter_mut().zip(value) {
                 *out += weight * value.widen();
             }
@@ -255,7 +313,7 @@ fn stream<K: Wide, V: Wide>(query: &[f32], keys: &[K], values: &[V], head: Head,
 }
 
 /// An element of the cache.
-trait Wide: Copy {
+trait Wide: KvElement {
     fn widen(self) -> f32;
 }
 

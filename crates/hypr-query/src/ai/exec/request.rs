@@ -60,6 +60,10 @@ pub(super) fn requests(
     for (at, row) in rows.into_iter().enumerate() {
         let seed = mix(nonce ^ (first_row + row as u64));
         asks[row] = arguments.ask(call.function, at, seed)?;
+        if let Some(Ask { request: Request::Generate(request), .. }) = &mut asks[row] {
+            // Queries take turns in the engine, however many rows each has.
+            request.caller = format!("query {nonce:016x}");
+        }
     }
     Ok(asks)
 }
@@ -158,6 +162,7 @@ impl<'a> Arguments<'a> {
                     max_tokens: options.max_tokens,
                     sampling,
                     stop: options.stop,
+                    ..GenerateRequest::default()
                 })
             }
         };

@@ -4,9 +4,10 @@ use std::arch::x86_64::*;
 
 use half::f16;
 
-use super::super::attention::{Attention, BLOCK, Block, KvRows, STEP};
+use super::super::attention::{Attention, BLOCK, Block, Operand, Rows, STEP};
 use super::super::{SharedMut, math};
 use super::sum_each;
+use crate::kv::KvElement;
 
 /// One head of a block of queries, where the head is whole vectors wide.
 ///
@@ -17,22 +18,22 @@ use super::sum_each;
 pub unsafe fn one_block(attention: &Attention<'_>, block: Block, out: SharedMut<f32>) {
     // SAFETY: by the caller's promise, with the vectors that make up one head.
     unsafe {
-        match (attention.keys, attention.values, attention.head_dim) {
-            (KvRows::F32(k), KvRows::F32(v), 64) => stream::<f32, f32, 4>(attention, block, k, v, out),
-            (KvRows::F32(k), KvRows::F32(v), 32) => stream::<f32, f32, 2>(attention, block, k, v, out),
-            (KvRows::F32(k), KvRows::F32(v), 128) => stream::<f32, f32, 8>(attention, block, k, v, out),
-            (KvRows::F32(k), KvRows::F32(v), _) => stream::<f32, f32, 0>(attention, block, k, v, out),
-            (KvRows::F16(k), KvRows::F16(v), 64) => stream::<f16, f16, 4>(attention, block, k, v, out),
-            (KvRows::F16(k), KvRows::F16(v), 128) => stream::<f16, f16, 8>(attention, block, k, v, out),
-            (KvRows::F16(k), KvRows::F16(v), _) => stream::<f16, f16, 0>(attention, block, k, v, out),
-            (KvRows::F32(k), KvRows::F16(v), _) => stream::<f32, f16, 0>(attention, block, k, v, out),
-            (KvRows::F16(k), KvRows::F32(v), _) => stream::<f16, f32, 0>(attention, block, k, v, out),
+        match (attention.keys.operand(), attention.values.operand(), attention.head_dim) {
+            (Operand::F32(k), Operand::F32(v), 64) => stream::<f32, f32, 4>(attention, block, k, v, out),
+            (Operand::F32(k), Operand::F32(v), 32) => stream::<f32, f32, 2>(attention, block, k, v, out),
+            (Operand::F32(k), Operand::F32(v), 128) => stream::<f32, f32, 8>(attention, block, k, v, out),
+            (Operand::F32(k), Operand::F32(v), _) => stream::<f32, f32, 0>(attention, block, k, v, out),
+            (Operand::F16(k), Operand::F16(v), 64) => stream::<f16, f16, 4>(attention, block, k, v, out),
+            (Operand::F16(k), Operand::F16(v), 128) => stream::<f16, f16, 8>(attention, block, k, v, out),
+            (Operand::F16(k), Operand::F16(v), _) => stream::<f16, f16, 0>(attention, block, k, v, out),
+            (Operand::F32(k), Operand::F16(v), _) => stream::<f32, f16, 0>(attention, block, k, v, out),
+            (Operand::F16(k), Operand::F32(v), _) => stream::<f16, f32, 0>(attention, block, k, v, out),
         }
     }
 }
 
 /// An element of the cache.
-trait Element: Copy {
+trait Element: KvElement {
     /// Sixteen elements, widened.
     ///
     /// # Safety
@@ -76,8 +77,8 @@ struct Running {
 unsafe fn stream<K: Element, V: Element, const VECTORS: usize>(
     attention: &Attention<'_>,
     block: Block,
-    keys: &[K],
-    values: &[V],
+    keys: Rows<'_, K>,
+    values: Rows<'_, V>,
     out: SharedMut<f32>,
 ) {
     let vectors = if VECTORS > 0 { VECTORS } else { attention.head_dim / 16 };
@@ -87,17 +88,19 @@ unsafe fn stream<K: Element, V: Element, const VECTORS: usize>(
     let running = &mut running[..block.queries];
     let last = block.visible + (block.queries - 1) * block.grow;
     for token in (0..last).step_by(STEP) {
+        let (keys, values) = (keys.step(token, block.stride), values.step(token, block.stride));
+        let end = block.kv + ((last - token).min(STEP) - 1) * block.stride + 16 * vectors;
+        assert!(end <= keys.len() && end <= values.len(), "attention: a step past the end of the cache");
         for (i, running) in running.iter_mut().enumerate() {
             let visible = block.visible + i * block.grow;
             if token >= visible {
                 continue;
             }
             let count = (visible - token).min(STEP);
-            // SAFETY: the block lies inside the slices; tokens below `visible`.
+            // SAFETY: the queries' block lies inside their slice; the step's rows end inside theirs, as asserted.
             unsafe {
                 let query = attention.queries.as_ptr().add(block.query + i * block.query_stride);
-                let first = block.kv + token * block.stride;
-                let (keys, values) = (keys.as_ptr().add(first), values.as_ptr().add(first));
+                let (keys, values) = (keys.as_ptr().add(block.kv), values.as_ptr().add(block.kv));
                 let scores = scores::<K, VECTORS>(query, keys, block.stride, count, vectors);
                 let scores = _mm512_mul_ps(scores, _mm512_set1_ps(attention.scale));
                 step::<V, VECTORS>(running, scores, values, block.stride, count, vectors);

@@ -1,8 +1,11 @@
 //! Attention against f64 softmax, at every level.
 
+use std::sync::Arc;
+
 use half::f16;
 
 use super::*;
+use crate::{KvBlock, KvPages, KvPart, KvPrecision, KvShape};
 
 #[derive(Clone, Copy, Debug)]
 struct Case {
@@ -146,4 +149,49 @@ fn scores_far_apart_do_not_overflow() {
         kernels(level, 1).attention(&case.attention(&[10.0; 16], KvRows::F32(&keys), KvRows::F32(&values)), &mut out);
         assert_eq!(out, [39.0; 16], "{level}");
     }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Blocks that lie anywhere give the bits of rows that lie one after the other, however many are seen at once.
+    #[test]
+    fn paged_rows_give_the_bits_of_flat_ones(case in cases(), seed: u64, half: bool) {
+        let kv_width = case.kv_heads * case.head_dim;
+        let queries = Bits(seed).floats(case.n * case.heads * case.head_dim);
+        let (keys, values) = (Bits(seed ^ 1).floats(case.tokens * kv_width), Bits(seed ^ 2).floats(case.tokens * kv_width));
+        let narrow = |rows: &[f32]| -> Vec<f16> { rows.iter().map(|&v| f16::from_f32(v)).collect() };
+        let (keys16, values16) = (narrow(&keys), narrow(&values));
+        let flat = if half { (KvRows::F16(&keys16), KvRows::F16(&values16)) } else { (KvRows::F32(&keys), KvRows::F32(&values)) };
+        let precision = if half { KvPrecision::F16 } else { KvPrecision::F32 };
+        // The second of three layers, and a block more than is needed.
+        let (layer, len) = (1, KvBlock::TOKENS * kv_width);
+        let mut blocks: Vec<Arc<KvBlock>> = Vec::new();
+        for (keys, values) in keys.chunks(len).zip(values.chunks(len)) {
+            let mut block = KvBlock::new(KvShape { layers: 3, width: kv_width, precision });
+            let split = keys.len() / kv_width / 2;
+            block.write(layer, 0, &keys[..split * kv_width], &values[..split * kv_width]);
+            block.write(layer, split, &keys[split * kv_width..], &values[split * kv_width..]);
+            blocks.push(block.into());
+        }
+        blocks.push(Arc::clone(&blocks[0]));
+        let pages = |part| KvRows::Paged(KvPages { blocks: &blocks, layer, part, tokens: case.tokens });
+        for level in levels() {
+            let kernels = kernels(level, 2);
+            let (mut want, mut got) = (vec![f32::NAN; queries.len()], vec![f32::NAN; queries.len()]);
+            kernels.attention(&case.attention(&queries, flat.0, flat.1), &mut want);
+            kernels.attention(&case.attention(&queries, pages(KvPart::Keys), pages(KvPart::Values)), &mut got);
+            prop_assert_eq!(&want, &got, "{}", level);
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "attention: keys")]
+fn a_table_shorter_than_its_tokens_is_refused() {
+    let case = Case { heads: 1, kv_heads: 1, head_dim: 16, tokens: 17, n: 1, mask: Mask::Full };
+    let blocks = [Arc::new(KvBlock::new(KvShape { layers: 1, width: 16, precision: KvPrecision::F16 }))];
+    let pages = |part| KvRows::Paged(KvPages { blocks: &blocks, layer: 0, part, tokens: 17 });
+    kernels(detect(), 1)
+        .attention(&case.attention(&[1.0; 16], pages(KvPart::Keys), pages(KvPart::Values)), &mut [0.0; 16]);
 }
