@@ -11,6 +11,7 @@ pub mod api;
 pub mod block_pool;
 pub mod chat;
 pub mod config;
+pub mod convert;
 pub mod engine;
 pub mod families;
 pub mod import;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use hypr_common::Result;
 use hypr_server::Config;
+use hypr_tensor::DType;
 
 use crate::Failure;
 use crate::models::registry::Source;
@@ -233,6 +234,14 @@ Examples:
   hyprstream model import --name smollm2 SmolLM2-135M-Instruct.Q4_1.gguf
   hyprstream model import --name minilm ./all-MiniLM-L6-v2 --data-dir demo";
 
+const CONVERT_EXAMPLES: &str = "\
+Formats: F32, F16, BF16, Q8_0, Q6_K, Q5_K, Q5_1, Q5_0, Q4_K, Q4_1, Q4_0, as GGML calls them; fewer bits are smaller and
+faster, and less exact. The model stays; the converted one is a model of its own.
+
+Examples:
+  hyprstream model convert all-minilm-l6-v2 --to Q8_0
+  hyprstream model convert qwen --to Q4_K --name qwen-small --data-dir demo";
+
 /// The commands on models. A running server sees a change at once.
 #[derive(Debug, Subcommand)]
 pub enum ModelCommand {
@@ -259,6 +268,20 @@ pub enum ModelCommand {
         id: String,
         /// A .gguf file or a directory of safetensors and JSON files
         path: PathBuf,
+        #[command(flatten)]
+        directory: DirectoryArgs,
+    },
+    /// Convert the weights of a model to another format
+    #[command(after_help = CONVERT_EXAMPLES)]
+    Convert {
+        /// What SQL calls the model
+        id: String,
+        /// The format of its matrices
+        #[arg(long, value_name = "FORMAT", value_parser = DType::parse)]
+        to: DType,
+        /// What SQL will call the converted model [default: ID_FORMAT, in lower case]
+        #[arg(long = "name", value_name = "ID")]
+        name: Option<String>,
         #[command(flatten)]
         directory: DirectoryArgs,
     },

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use hypr_common::{Error, Result};
 use hypr_storage::models::{ModelEntry, ModelStore};
+use hypr_tensor::DType;
 
 /// The extension of a GGUF file.
 const GGUF: &str = "gguf";
@@ -47,6 +48,16 @@ impl Library {
         tables.files.extend(notes.into_iter().map(|(name, bytes)| (name, bytes.into())));
         self.store.publish(&tables)?;
         self.find(model_id)?.ok_or_else(|| Error::not_found(format!("model '{model_id}' was removed meanwhile")))
+    }
+
+    /// Publishes `model_id` with its matrices in `format` as `as_id`; see `hypr_inference::convert`.
+    ///
+    /// # Errors
+    /// `NotFound` for the model, `InvalidInput` for one that is in blocks already.
+    pub fn convert(&self, model_id: &str, as_id: &str, format: DType) -> Result<ModelEntry> {
+        let tables = hypr_common::model::ModelSource::open(&self.store, model_id)?;
+        self.store.publish(&hypr_inference::convert::convert(&tables, as_id, format)?)?;
+        self.find(as_id)?.ok_or_else(|| Error::not_found(format!("model '{as_id}' was removed meanwhile")))
     }
 
     /// The newest version of a model.

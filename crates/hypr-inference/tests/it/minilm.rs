@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use hypr_inference::import;
 use hypr_inference::model::Model;
 use hypr_inference::transformer::Workspace;
+use hypr_inference::{convert, import};
+use hypr_tensor::DType;
 
 use crate::support::*;
 
@@ -33,5 +34,26 @@ fn embeddings_are_those_of_pytorch() {
         }
         let alone = model.embed(&kernels, &inputs[2..3], true, &mut Workspace::new()).unwrap();
         assert_eq!(alone[0], got[2], "batching changes nothing");
+    }
+}
+
+/// The bar of the eight-bit format: cosine above 0.999 to the embedding of PyTorch in f32.
+#[test]
+fn eight_bits_embed_nearly_as_pytorch_does() {
+    let Some(pooling) = real("1_Pooling/config.json") else { return };
+    let directory = pooling.parent().and_then(|parent| parent.parent()).unwrap();
+    let tables = import::safetensors(&checkpoint(directory), "minilm").unwrap();
+    let converted = convert::convert(&tables, "minilm_q8_0", DType::Q8_0).unwrap();
+    assert_eq!(converted.metadata.model_id, "minilm_q8_0");
+    let model = Model::open(Arc::new(converted), 8192).unwrap();
+    let expected = json(&fixture("minilm.json"));
+    for level in levels() {
+        let kernels = kernels(level, 2);
+        for case in expected.as_array().unwrap() {
+            let input = tokens(&case["tokens"]);
+            let got = model.embed(&kernels, &[&input], true, &mut Workspace::new()).unwrap();
+            let cosine = cosine(&got[0], &floats(&case["embedding"]));
+            assert!(cosine > 0.999, "{} at {level}: cosine {cosine}", case["text"]);
+        }
     }
 }

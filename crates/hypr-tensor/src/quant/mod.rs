@@ -32,8 +32,11 @@ use half::{bf16, f16};
 
 use crate::DType;
 
+mod encode;
 #[cfg(test)]
 pub(crate) mod tests;
+
+pub use encode::quantize;
 
 /// Values in one group of the canonical form.
 pub(crate) const GROUP: usize = 32;

@@ -143,3 +143,68 @@ fn plain_elements_decode() {
     dequantize(DType::F32, &[0, 0, 0x80, 0x3f, 0, 0, 0, 0, 0, 0, 0x20, 0x41], &mut out);
     assert_eq!(out, [1.0, 0.0, 10.0]);
 }
+
+/// The values of the fixtures, and what GGML makes of them.
+macro_rules! fixture {
+    ($name:literal) => {
+        include_bytes!(concat!("fixtures/", $name)).as_slice()
+    };
+}
+
+fn fixture_values() -> Vec<f32> {
+    let (values, rest) = fixture!("values.f32").as_chunks::<4>();
+    assert!(rest.is_empty());
+    values.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
+}
+
+#[test]
+fn blocks_of_32_are_encoded_as_ggml_does() {
+    let formats = [
+        (DType::Q4_0, fixture!("q4_0.bin")),
+        (DType::Q4_1, fixture!("q4_1.bin")),
+        (DType::Q5_0, fixture!("q5_0.bin")),
+        (DType::Q5_1, fixture!("q5_1.bin")),
+        (DType::Q8_0, fixture!("q8_0.bin")),
+    ];
+    for (dtype, expected) in formats {
+        let ours = quantize(dtype, &fixture_values()).unwrap();
+        let differs = ours.iter().zip(expected).position(|(a, b)| a != b);
+        assert_eq!((ours.len(), differs), (expected.len(), None), "{dtype}");
+    }
+}
+
+#[test]
+fn blocks_of_256_are_as_near_as_those_of_ggml() {
+    let values = fixture_values();
+    let error = |dtype: DType, bytes: &[u8]| -> f64 {
+        let mut decoded = vec![0.0; values.len()];
+        dequantize(dtype, bytes, &mut decoded);
+        values.iter().zip(&decoded).map(|(a, b)| f64::from(a - b).powi(2)).sum()
+    };
+    let formats =
+        [(DType::Q4K, fixture!("q4_k.bin")), (DType::Q5K, fixture!("q5_k.bin")), (DType::Q6K, fixture!("q6_k.bin"))];
+    for (dtype, expected) in formats {
+        let ours = quantize(dtype, &values).unwrap();
+        assert_eq!(ours.len(), expected.len());
+        let (ours, ggml) = (error(dtype, &ours), error(dtype, expected));
+        assert!(ours <= 1.03 * ggml, "{dtype}: squared error {ours:.3e}, GGML has {ggml:.3e}");
+    }
+}
+
+#[test]
+fn plain_formats_are_rounded_and_what_cannot_be_held_is_refused() {
+    let values = [1.5, -0.25, 3.0e-5, 70_000.0];
+    for dtype in [DType::F32, DType::BF16] {
+        let mut decoded = [0.0; 4];
+        dequantize(dtype, &quantize(dtype, &values).unwrap(), &mut decoded);
+        for (a, b) in values.iter().zip(decoded) {
+            assert!((a - b).abs() <= a.abs() / 256.0, "{dtype}");
+        }
+    }
+    let refused = quantize(DType::Q8_0, &[0.0; 33]).unwrap_err();
+    assert!(refused.to_string().contains("blocks of 32"), "{refused}");
+    let mut infinite = [0.5; 32];
+    infinite[7] = f32::INFINITY;
+    let refused = quantize(DType::Q4_0, &infinite).unwrap_err();
+    assert!(refused.to_string().contains("value 7 is inf"), "{refused}");
+}

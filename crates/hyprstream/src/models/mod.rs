@@ -40,6 +40,11 @@ pub async fn run(args: ModelArgs) -> Result<(), Failure> {
             let imported = model_files(&path).and_then(|files| library.import(&id, &files, BTreeMap::new()));
             print(&published(&imported.map_err(|error| cannot_import(&path.display().to_string(), error))?))?;
         }
+        ModelCommand::Convert { id, to, name, directory } => {
+            let name = name.unwrap_or_else(|| format!("{id}_{}", to.name().to_lowercase()));
+            let entry = open(&directory)?.convert(&id, &name, to)?;
+            print(&format!("converted '{id}' to '{name}' (version {}, {} bytes)", entry.version, entry.bytes))?;
+        }
         ModelCommand::List { directory } => list(&open(&directory)?.list()?)?,
         ModelCommand::Remove { id, directory } => {
             open(&directory)?.remove(&id)?;

@@ -104,3 +104,24 @@ fn what_is_no_model_is_refused_with_the_reason() {
         assert!(stderr(&output).contains(said), "{path}: {}", stderr(&output));
     }
 }
+
+#[test]
+fn a_converted_model_is_smaller_and_embeds_nearly_the_same() {
+    let files = tempfile::tempdir().unwrap();
+    bert(files.path());
+    let data = tempfile::tempdir().unwrap();
+    let (files, data) = (files.path().to_str().unwrap(), data.path().to_str().unwrap());
+    stdout(&run(&["model", "import", "--name", "tiny", files, "--data-dir", data]));
+    let converted = stdout(&run(&["model", "convert", "tiny", "--to", "q8_0", "--data-dir", data]));
+    assert!(converted.starts_with("converted 'tiny' to 'tiny_q8_0' (version 1, "), "{converted}");
+    let query = "SELECT cosine_similarity(embed('hello world', model => 'tiny'), embed('hello world', model => 'tiny_q8_0')) > 0.999 AS near, \
+                 (SELECT count(*) FROM model_weights WHERE model_id = 'tiny_q8_0' AND encoding = 'Q8_0') AS matrices";
+    let answer = stdout(&run(&["sql", "--data-dir", data, "--format", "csv", query]));
+    assert_eq!(answer.trim(), "near,matrices\ntrue,7", "six of the layer and the embedding");
+    let twice = run(&["model", "convert", "tiny_q8_0", "--to", "Q4_0", "--data-dir", data]);
+    assert_eq!(twice.status.code(), Some(1));
+    assert!(stderr(&twice).contains("is Q8_0 already and would lose twice"), "{}", stderr(&twice));
+    let unknown = run(&["model", "convert", "tiny", "--to", "Q3_K", "--data-dir", data]);
+    assert_eq!(unknown.status.code(), Some(2));
+    assert!(stderr(&unknown).contains("convert the tensor to one of"), "{}", stderr(&unknown));
+}
