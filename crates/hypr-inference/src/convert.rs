@@ -65,14 +65,16 @@ fn piece(piece: &RecordBatch, format: DType) -> Result<RecordBatch> {
     let data = data.filter(|data| data.len() == 1).ok_or_else(|| malformed("weight_data"))?.value(0);
     let encoded = reencode(data, from, to, cols)
         .map_err(|error| Error::new(error.kind(), format!("weight {name} cannot be {to}: {error}")))?;
-    let columns = piece.schema().fields().iter().zip(piece.columns()).map(|(field, column)| -> ArrayRef {
+    let schema = piece.schema();
+    let columns = schema.fields().iter().zip(piece.columns()).map(|(field, column)| -> ArrayRef {
         match field.name().as_str() {
             "encoding" => Arc::new(StringArray::from(vec![to.name()])),
             "weight_data" => Arc::new(LargeBinaryArray::from_iter_values([&encoded])),
             _ => Arc::clone(column),
         }
     });
-    Ok(RecordBatch::try_new(piece.schema(), columns.collect())?)
+    let columns = columns.collect();
+    Ok(RecordBatch::try_new(schema, columns)?)
 }
 
 fn malformed(column: &str) -> Error {

@@ -108,14 +108,14 @@ def windows(fixture):
         "SELECT ts, avg(pressure) OVER (ORDER BY ts ROWS BETWEEN 8 PRECEDING AND 2 FOLLOWING) FROM bleeding ORDER BY ts",
         "SELECT ts, count(*) OVER w, min(pressure) OVER w FROM bleeding WINDOW w AS (ORDER BY ts RANGE BETWEEN INTERVAL '100 milliseconds' PRECEDING AND CURRENT ROW) ORDER BY ts",
         "SELECT ts, pressure - lag(pressure) OVER (ORDER BY ts), lead(ts, 3) OVER (ORDER BY ts) FROM bleeding ORDER BY ts",
-        "SELECT activity, ts, sqrt(ax * ax + ay * ay + az * az) AS force FROM motion QUALIFY row_number() OVER (PARTITION BY activity ORDER BY sqrt(ax * ax + ay * ay + az * az) DESC) <= 3 ORDER BY activity, force",
+        "SELECT activity, ts, sqrt(ax * ax + ay * ay + az * az) AS force FROM motion QUALIFY row_number() OVER (PARTITION BY activity ORDER BY ax * ax + ay * ay + az * az DESC, ts) <= 3 ORDER BY activity, force, ts",
         "SELECT activity, ts, first_value(gx) OVER w, last_value(gx) OVER w, nth_value(gx, 2) OVER w FROM motion WINDOW w AS (PARTITION BY activity ORDER BY ts ROWS BETWEEN 4 PRECEDING AND CURRENT ROW) ORDER BY activity, ts",
         "SELECT round, ts, ntile(4) OVER w, rank() OVER (PARTITION BY round ORDER BY z), cume_dist() OVER w FROM gesture WINDOW w AS (PARTITION BY round ORDER BY ts) ORDER BY round, ts, z",
     ]:
         fixture.duck(sql)
     fixture.duck(
         "SELECT ts, percentile_cont(0.9) WITHIN GROUP (ORDER BY pressure) OVER (ORDER BY ts ROWS BETWEEN 20 PRECEDING AND CURRENT ROW) FROM bleeding ORDER BY ts",
-        "SELECT ts, quantile_cont(pressure, 0.9) OVER (ORDER BY ts ROWS BETWEEN 20 PRECEDING AND CURRENT ROW) FROM bleeding ORDER BY ts",
+        "SELECT ts, quantile_cont(pressure::DOUBLE, 0.9) OVER (ORDER BY ts ROWS BETWEEN 20 PRECEDING AND CURRENT ROW) FROM bleeding ORDER BY ts",
     )
     fixture.duck(
         "SELECT ts, pressure FROM bleeding WHERE pressure > 1.02 * avg(pressure) OVER (ORDER BY ts ROWS 60 PRECEDING) ORDER BY ts",
@@ -150,7 +150,7 @@ def filled(fixture, table, value, group, width, start, end, frame):
 def joins(fixture, bleeding_rows, motion_rows):
     for op in [">=", "<="]:
         fixture.duck(
-            f"SELECT g.round, g.ts, m.activity, m.ts AS at, m.az FROM gesture g ASOF JOIN motion m MATCH_CONDITION (g.ts {op} m.ts) ON m.activity = 'Walking' ORDER BY g.round, g.ts",
+            f"SELECT g.round, g.ts, m.activity, m.ts AS at, m.az FROM gesture g ASOF JOIN (SELECT * FROM motion WHERE activity = 'Walking') m MATCH_CONDITION (g.ts {op} m.ts) ORDER BY g.round, g.ts",
             f"SELECT g.round, g.ts, m.activity, m.ts AS at, m.az FROM gesture g ASOF LEFT JOIN (FROM motion WHERE activity = 'Walking') m ON g.ts {op} m.ts ORDER BY g.round, g.ts",
         )
     shifted = motion_rows[motion_rows["activity"] == "Running"].copy()

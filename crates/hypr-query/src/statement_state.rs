@@ -15,7 +15,7 @@ use datafusion::execution::{FunctionRegistry, SessionState};
 use hypr_common::Result;
 use hypr_common::principal::Principal;
 
-use crate::error;
+use crate::{error, functions};
 
 /// Aggregates that optimizer rules look up in the state they run with (`DISTINCT ON`).
 const ASKED_BY_RULES: [&str; 1] = ["first_value"];
@@ -36,6 +36,16 @@ impl Functions {
 
     pub(crate) fn state(&self) -> &SessionState {
         &self.0
+    }
+
+    /// True for the name of a function that every session has.
+    pub(crate) fn is_built_in(&self, name: &str) -> bool {
+        let state = &self.0;
+        name == functions::CURRENT_USER
+            || state.udf(name).is_ok()
+            || state.udaf(name).is_ok()
+            || state.udwf(name).is_ok()
+            || state.table_functions().contains_key(name)
     }
 }
 

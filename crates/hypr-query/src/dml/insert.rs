@@ -17,7 +17,7 @@ use datafusion::sql::parser::Statement;
 use datafusion::sql::sqlparser::ast::{
     Expr as SqlExpr, Insert as InsertAst, ObjectName, Query, SetExpr, Statement as Sql, TableObject, Value,
 };
-use hypr_common::{Error, Result};
+use hypr_common::{Error, Result, types};
 use hypr_storage::Table;
 
 use super::returning::Returning;
@@ -118,7 +118,7 @@ impl Insert {
         Ok(())
     }
 
-    /// The statement as DataFusion plans it: `DEFAULT` in `VALUES` is spelled out.
+    /// The statement as DataFusion plans it: `DEFAULT` in `VALUES` is spelled out, and text for a vector is cast.
     fn statement(&self, target: &Table) -> Result<Statement> {
         let mut ast = self.ast.clone();
         ast.table = TableObject::TableName(ObjectName::from(vec![rewrite::quoted(TARGET)]));
@@ -132,6 +132,10 @@ impl Insert {
                     };
                     if let Some(position) = position.filter(|position| *position < schema.fields().len()) {
                         *value = rewrite::or_default(value.clone(), target, position)?;
+                        // DataFusion knows no way from text to a list; a cast is ours.
+                        if is_text(value) && types::is_vector(schema.field(position)) {
+                            *value = rewrite::as_column(value.clone(), position);
+                        }
                     }
                 }
             }
@@ -330,8 +334,10 @@ impl Insert {
 fn insert_overlay(target: &Table) -> Result<Overlay> {
     let fields =
         target.schema().fields().iter().map(|field| field.as_ref().clone().with_nullable(true)).collect::<Vec<_>>();
-    let source = rewrite::in_memory(Arc::new(Schema::new(fields)), Vec::new())?;
-    Ok(Overlay { sources: HashMap::from([(rewrite::internal(TARGET), source)]), columns: Vec::new() })
+    let schema = Arc::new(Schema::new(fields));
+    let columns = schema.fields().to_vec();
+    let source = rewrite::in_memory(schema, Vec::new())?;
+    Ok(Overlay { sources: HashMap::from([(rewrite::internal(TARGET), source)]), columns })
 }
 
 async fn rows_of(
@@ -414,6 +420,10 @@ fn only_row(query: &Query) -> Option<&[SqlExpr]> {
         },
         _ => None,
     }
+}
+
+fn is_text(expr: &SqlExpr) -> bool {
+    matches!(expr, SqlExpr::Value(value) if matches!(value.value, Value::SingleQuotedString(_)))
 }
 
 /// The index, from 0, of a bare `$n`.

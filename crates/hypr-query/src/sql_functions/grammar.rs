@@ -1,7 +1,7 @@
 //! `CREATE AGGREGATE FUNCTION` and `DROP AGGREGATE`, which sqlparser has no form for.
 //!
 //! ```text
-//! CREATE [OR REPLACE] AGGREGATE [FUNCTION] [IF NOT EXISTS] name (parameter type [NOT AGGREGATE], ..) ..
+//! CREATE [OR REPLACE] AGGREGATE [FUNCTION] name (parameter type [NOT AGGREGATE], ..) ..
 //! DROP AGGREGATE [FUNCTION] [IF EXISTS] name [(types)], ..
 //! ```
 //! The rest is that of `CREATE FUNCTION`. The word is taken out, and the setting [`MARK`] says that it was there.

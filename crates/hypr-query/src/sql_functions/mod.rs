@@ -24,7 +24,6 @@ use std::collections::{BTreeSet, HashMap};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use datafusion::execution::FunctionRegistry;
 use datafusion::sql::parser::Statement;
 use datafusion::sql::sqlparser::ast::{
     Expr, ObjectName, ObjectNamePart, Statement as Sql, TableFactor, Visit, Visitor,
@@ -34,6 +33,7 @@ use hypr_storage::{Database, Replace};
 
 use crate::dialect::ddl::normalize;
 use crate::planner::Planner;
+use crate::statement_state::Functions;
 use crate::{DEFAULT_SCHEMA, Outcome, Session};
 
 pub(crate) use arguments::place as place_arguments;
@@ -53,11 +53,7 @@ pub(crate) type Templates = HashMap<String, Arc<Template>>;
 pub(crate) async fn create(session: &Session, create: &CreateFunction) -> Result<Outcome> {
     let function = &create.function;
     let state = session.statement_state();
-    let built_in = state.udf(&function.name).is_ok()
-        || state.udaf(&function.name).is_ok()
-        || state.udwf(&function.name).is_ok()
-        || state.table_functions().contains_key(&function.name);
-    if built_in {
+    if Functions::of(&state).is_some_and(|functions| functions.is_built_in(&function.name)) {
         return Err(Error::new(
             ErrorKind::AlreadyExists,
             format!("\"{}\" is a built-in function; choose another name", function.name),

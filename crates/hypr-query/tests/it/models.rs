@@ -143,7 +143,7 @@ async fn the_documents_declarations_are_accepted_and_others_refused() {
 async fn models_has_a_row_a_layer() {
     let fixture = with_models().await;
     let sql = "SELECT model_name, layer_id, version, architecture, parameters, bytes, quantization, octet_length(weights), \
-               metadata #>> '{tensors,0,name}', imported_at BETWEEN TIMESTAMP '2020-01-01' AND now() + INTERVAL '1 day' \
+               metadata->'tensors'->0->>'name', imported_at BETWEEN TIMESTAMP '2020-01-01' AND now() + INTERVAL '1 day' \
                FROM models WHERE model_name = 'small' ORDER BY layer_id";
     assert_eq!(
         fixture.lines(sql).await,

@@ -163,8 +163,7 @@ fn fit_affine(values: &[f32], top: f32, mean_square: f32) -> (f32, f32) {
 /// `Q4_K` and `Q5_K`: eight groups whose scales and minima are 6-bit parts of two halves.
 fn k_affine(dtype: DType, block: &[f32; 256], out: &mut Vec<u8>) {
     let top: f32 = if dtype == DType::Q4K { 15.0 } else { 31.0 };
-    let spread = mean_square(block);
-    let fits: Vec<(f32, f32)> = groups(block).map(|group| fit_affine(group, top, spread)).collect();
+    let fits: Vec<(f32, f32)> = groups(block).map(|group| fit_affine(group, top, mean_square(group))).collect();
     let part = |most: f32| f16::from_f32(most / 63.0).to_f32();
     let d = part(fits.iter().fold(0.0, |most, fit| fit.0.max(most)));
     let dmin = part(fits.iter().fold(0.0, |most, fit| fit.1.max(most)));

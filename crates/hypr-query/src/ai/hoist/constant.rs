@@ -61,7 +61,14 @@ impl Pass<'_> {
                         return Ok(Transformed::yes(Expr::ScalarFunction(ScalarFunction { func, args })));
                     }
                 }
-                Ok(Transformed::no(Expr::ScalarFunction(ScalarFunction { func, args })))
+                let call = Expr::ScalarFunction(ScalarFunction { func, args });
+                match &call {
+                    // It needs all of its arguments for every row.
+                    Expr::ScalarFunction(ScalarFunction { func, .. }) if !compares && !func.short_circuits() => {
+                        call.map_children(|child| self.share(child, is_filter, shared))
+                    }
+                    _ => Ok(Transformed::no(call)),
+                }
             }
             other => Ok(Transformed::no(other)),
         }
