@@ -265,10 +265,10 @@ def one_query(duck, cursor, sql: str) -> dict:
         rows = ours().num_rows
     except Exception as error:  # A query that fails is a result to report, not a reason to stop.
         return {"error": str(error)[:300]}
-    theirs = duck.execute(sql).fetch_arrow_table().num_rows
+    theirs = duck.execute(sql).to_arrow_table().num_rows
     if rows != theirs:
         return {"error": f"{rows} rows, DuckDB has {theirs}"}
-    mine, duck_seconds = median_seconds(ours), median_seconds(lambda: duck.execute(sql).fetch_arrow_table())
+    mine, duck_seconds = median_seconds(ours), median_seconds(lambda: duck.execute(sql).to_arrow_table())
     return {"duckdb_s": duck_seconds, "hyprstream_s": mine, "ratio": duck_seconds / mine}
 
 

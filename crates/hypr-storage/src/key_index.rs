@@ -212,8 +212,7 @@ impl KeyIndex {
                     Entry::Occupied(mut entry) => {
                         let holder = *entry.get();
                         let Some(before) = freed(claimed.remove(hash), holder, replaced, dead) else {
-                            let mut own = earlier.iter().chain([&ids]);
-                            duplicate = Some((at, row, own.any(|ids| ids.contains(&holder))));
+                            duplicate = Some((at, row, earlier.iter().chain([&ids]).any(|ids| ids.contains(&holder))));
                             break 'batches;
                         };
                         entry.insert(id);

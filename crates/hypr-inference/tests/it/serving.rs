@@ -227,7 +227,9 @@ fn a_dropped_request_gives_its_blocks_back() {
 fn order_of_ends(options: EngineOptions, requests: Vec<GenerateRequest>) -> Vec<usize> {
     let (handle, service) = engine(one(tiny("tiny-llama", "llama")), options);
     let asked = requests.into_iter().enumerate().map(|(i, request)| handle.generate(request).map(move |_| i));
-    let asked: FuturesUnordered<_> = asked.collect();
+    let mut asked: FuturesUnordered<_> = asked.collect();
+    // Polled once before anything runs, they wake in the order in which they end, however late that is looked at.
+    assert!(asked.next().now_or_never().is_none());
     let service = thread::spawn(|| service.run());
     let order = block_on(asked.collect());
     drop(handle);
