@@ -35,7 +35,6 @@ pub(crate) struct Template {
 }
 
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "there is one of it a call")]
 enum Body {
     /// An expression over the columns of the relation of parameters.
     Expr(Expr),

@@ -256,7 +256,8 @@ async fn an_index_outlives_a_crash_and_a_damaged_one_is_replaced() {
     drop((db, table));
     let files = index_files(copy.path());
     assert!(files.len() >= 2, "{files:?}");
-    let damages: [(&str, &dyn Fn(&Path)); 2] = [
+    type Damage<'a> = (&'a str, &'a dyn Fn(&Path));
+    let damages: [Damage; 2] = [
         ("a changed byte", &|file| {
             let mut bytes = std::fs::read(file).unwrap();
             let middle = bytes.len() / 2;
