@@ -24,10 +24,10 @@ pub struct Workspace {
 }
 
 impl Workspace {
-    /// Reads the workspace that this program was built from.
+    /// Reads the workspace that cargo runs this program for, which need not be the one it was built in.
     pub fn load() -> Result<Self> {
-        let root =
-            Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("xtask lies in the workspace root")?.to_path_buf();
+        let xtask = std::env::var_os("CARGO_MANIFEST_DIR").context("run it as `cargo xtask`")?;
+        let root = Path::new(&xtask).parent().context("xtask lies in the workspace root")?.to_path_buf();
         let files = list_files(&root)?;
         let crates = load_crates(&root, &files)?;
         let mut sources = Vec::new();

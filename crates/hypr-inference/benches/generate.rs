@@ -7,23 +7,21 @@
 //! tokens) and `HYPRSTREAM_BENCH_REPEAT` (3) change what is measured. The best of the repeats is printed.
 //! Without a model it prints how to give one.
 
-use std::collections::BTreeMap;
+mod shared;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
 use futures::executor::block_on;
-use hypr_common::model::{ModelMetadata, ModelSource, ModelTables};
+use hypr_common::model::ModelTables;
 use hypr_common::{Error, Result};
 use hypr_inference::kv_cache::KvPrecision;
 use hypr_inference::sampler::argmax;
 use hypr_inference::transformer::{Chunk, Transformer, Workspace};
 use hypr_inference::{EngineOptions, GenerateRequest, Inference, Prompt, engine, import};
 use hypr_tensor::Kernels;
-
-fn number(name: &str, default: usize) -> usize {
-    std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default)
-}
+use shared::{One, number};
 
 fn main() -> Result<()> {
     let Some(path) = std::env::var_os("HYPRSTREAM_BENCH_GGUF") else {
@@ -69,22 +67,9 @@ fn network(tables: &ModelTables, threads: usize, prompt: usize, generate: usize)
     Ok(())
 }
 
-#[derive(Debug)]
-struct One(BTreeMap<String, Arc<ModelTables>>);
-
-impl ModelSource for One {
-    fn models(&self) -> Result<Vec<ModelMetadata>> {
-        Ok(self.0.values().map(|tables| tables.metadata.clone()).collect())
-    }
-
-    fn open(&self, model_id: &str) -> Result<Arc<ModelTables>> {
-        self.0.get(model_id).cloned().ok_or_else(|| Error::not_found("the bench has one model"))
-    }
-}
-
 /// The same through the service, with tokenizer, scheduler and text: the difference is what they cost.
 fn whole_engine(tables: Arc<ModelTables>, threads: usize, generate: usize) -> Result<()> {
-    let source = One(BTreeMap::from([("bench".to_owned(), tables)]));
+    let source = One::new(tables);
     let (handle, service) = engine(Arc::new(source), EngineOptions { threads, ..EngineOptions::default() });
     let service = std::thread::spawn(|| service.run());
     let request = |max_tokens| GenerateRequest {

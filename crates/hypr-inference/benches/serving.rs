@@ -8,23 +8,21 @@
 //! model's end token does not end them) change what is measured. Prints a line of JSON for each number of clients.
 //! `bench/serving.py` runs it beside llama.cpp. Without a model it prints how to give one.
 
-use std::collections::BTreeMap;
+mod shared;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
 use futures::executor::block_on;
 use futures::future::join_all;
-use hypr_common::model::{ModelMetadata, ModelSource, ModelTables};
+use hypr_common::model::ModelTables;
 use hypr_common::{Error, Result};
 use hypr_inference::{EngineOptions, GenerateRequest, Inference, Prompt, engine, import};
+use shared::{One, number};
 
 fn setting(name: &str, default: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| default.to_owned())
-}
-
-fn number(name: &str, default: usize) -> usize {
-    std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default)
 }
 
 fn main() -> Result<()> {
@@ -51,25 +49,12 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-#[derive(Debug)]
-struct One(BTreeMap<String, Arc<ModelTables>>);
-
-impl ModelSource for One {
-    fn models(&self) -> Result<Vec<ModelMetadata>> {
-        Ok(self.0.values().map(|tables| tables.metadata.clone()).collect())
-    }
-
-    fn open(&self, model_id: &str) -> Result<Arc<ModelTables>> {
-        self.0.get(model_id).cloned().ok_or_else(|| Error::not_found("the bench has one model"))
-    }
-}
-
 /// An engine of its own for each number of clients, so that none finds what another has computed.
 fn measure(tables: &Arc<ModelTables>, prompts: &[&str], clients: usize) -> Result<()> {
     if prompts.len() < clients {
         return Err(Error::invalid(format!("{clients} clients need as many prompts, and there are {}", prompts.len())));
     }
-    let source = One(BTreeMap::from([("bench".to_owned(), Arc::clone(tables))]));
+    let source = One::new(Arc::clone(tables));
     let threads = number("HYPRSTREAM_BENCH_THREADS", 2);
     let (handle, service) = engine(Arc::new(source), EngineOptions { threads, ..EngineOptions::default() });
     let service = std::thread::spawn(|| service.run());

@@ -22,7 +22,6 @@ use crate::dialect::operators::JsonOperators;
 use crate::dialect::types::HyprTypePlanner;
 use crate::extensions::HyprQueryPlanner;
 use crate::limits::{Enforced, Limits};
-use crate::statement_state::Functions;
 use crate::{
     AiOptions, CATALOG, DEFAULT_SCHEMA, Session, TableInfo, ai, error, functions, models, search, series,
     sql_functions, statement_state, vector_search, versions,
@@ -131,8 +130,7 @@ impl QueryEngine {
 
     /// The names of all functions, sorted.
     pub fn function_names(&self) -> Vec<String> {
-        let functions = Functions::of(&self.state);
-        let state = functions.as_deref().map_or(self.state.as_ref(), Functions::state);
+        let state = statement_state::full(&self.state);
         let mut names: Vec<String> = state.scalar_functions().keys().cloned().collect();
         names.extend(state.aggregate_functions().keys().cloned());
         names.extend(state.window_functions().keys().cloned());

@@ -28,7 +28,7 @@ use crate::catalog::{Catalog, StoredTable};
 use crate::dialect::Names;
 use crate::dialect::types::HyprTypePlanner;
 use crate::sql_functions::{self, Templates};
-use crate::statement_state::{Functions, RunsAs};
+use crate::statement_state::{self, RunsAs};
 use crate::views::Definition;
 use crate::{CATALOG, DEFAULT_SCHEMA, TableRef, error, functions, versions};
 
@@ -142,7 +142,7 @@ impl Planner<'_> {
     }
 
     fn context(&self, tables: HashMap<TableRef, Arc<dyn TableSource>>, types: Arc<Types>) -> Context<'_> {
-        let functions = Functions::of(self.state);
+        let functions = statement_state::full(self.state);
         Context { state: self.state, functions, catalog: self.catalog, tables, types, templates: Templates::new() }
     }
 
@@ -263,7 +263,8 @@ impl TypePlanner for Types {
 /// What DataFusion's planner asks while it plans one statement.
 struct Context<'a> {
     state: &'a SessionState,
-    functions: Option<Arc<Functions>>,
+    /// The state that has the functions.
+    functions: Arc<SessionState>,
     catalog: &'a Catalog,
     tables: HashMap<TableRef, Arc<dyn TableSource>>,
     types: Arc<Types>,
@@ -272,11 +273,6 @@ struct Context<'a> {
 }
 
 impl Context<'_> {
-    /// The state that has the functions.
-    fn functions(&self) -> &SessionState {
-        self.functions.as_deref().map_or(self.state, Functions::state)
-    }
-
     fn current_user(&self) -> Option<Arc<ScalarUDF>> {
         self.state.config().get_extension::<RunsAs>().map(|who| functions::of_principal(&who.0))
     }
@@ -308,8 +304,8 @@ impl ContextProvider for Context<'_> {
         if let Some(template) = self.templates.get(&name) {
             return Ok(provider_as_source(Arc::new(ViewTable::new(template.rows(&args)?, None))));
         }
-        let function = self.functions().table_functions().get(&name).ok_or_else(|| {
-            let known = self.functions().table_functions().keys().map(String::as_str);
+        let function = self.functions.table_functions().get(&name).ok_or_else(|| {
+            let known = self.functions.table_functions().keys().map(String::as_str);
             let hint = error::hint(&name, known);
             plan_datafusion_err!("table function \"{name}\" does not exist{hint}")
         })?;
@@ -348,20 +344,20 @@ impl ContextProvider for Context<'_> {
             return self.current_user();
         }
         let written_in_sql = self.templates.get(name).and_then(|template| template.marker());
-        written_in_sql.or_else(|| self.functions().scalar_functions().get(name).cloned())
+        written_in_sql.or_else(|| self.functions.scalar_functions().get(name).cloned())
     }
 
     fn get_higher_order_meta(&self, name: &str) -> Option<Arc<HigherOrderUDF>> {
-        self.functions().higher_order_functions().get(name).cloned()
+        self.functions.higher_order_functions().get(name).cloned()
     }
 
     fn get_aggregate_meta(&self, name: &str) -> Option<Arc<AggregateUDF>> {
         let written_in_sql = self.templates.get(name).and_then(|template| template.aggregate_marker());
-        written_in_sql.or_else(|| self.functions().aggregate_functions().get(name).cloned())
+        written_in_sql.or_else(|| self.functions.aggregate_functions().get(name).cloned())
     }
 
     fn get_window_meta(&self, name: &str) -> Option<Arc<WindowUDF>> {
-        self.functions().window_functions().get(name).cloned()
+        self.functions.window_functions().get(name).cloned()
     }
 
     fn get_variable_type(&self, _names: &[String]) -> Option<DataType> {
@@ -373,18 +369,18 @@ impl ContextProvider for Context<'_> {
     }
 
     fn udf_names(&self) -> Vec<String> {
-        self.functions().scalar_functions().keys().cloned().collect()
+        self.functions.scalar_functions().keys().cloned().collect()
     }
 
     fn higher_order_function_names(&self) -> Vec<String> {
-        self.functions().higher_order_functions().keys().cloned().collect()
+        self.functions.higher_order_functions().keys().cloned().collect()
     }
 
     fn udaf_names(&self) -> Vec<String> {
-        self.functions().aggregate_functions().keys().cloned().collect()
+        self.functions.aggregate_functions().keys().cloned().collect()
     }
 
     fn udwf_names(&self) -> Vec<String> {
-        self.functions().window_functions().keys().cloned().collect()
+        self.functions.window_functions().keys().cloned().collect()
     }
 }

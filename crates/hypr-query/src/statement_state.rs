@@ -4,8 +4,8 @@
 //! once more: some hundreds of names, which would be most of the cost of a small statement. So an engine has one state
 //! with all functions, which is only read, and a lean one that statements clone and that leads to it.
 //!
-//! Invariant: names of functions are resolved by [`Functions::of`]; a lean state has none but those that the optimizer
-//! asks it for.
+//! Invariant: names of functions are resolved by [`full`]; a lean state has none but those that the optimizer asks it
+//! for.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -22,31 +22,28 @@ const ASKED_BY_RULES: [&str; 1] = ["first_value"];
 
 /// The state that all functions are registered with; an extension of the lean states made from it.
 #[derive(Debug)]
-pub(crate) struct Functions(SessionState);
+struct Functions(Arc<SessionState>);
 
 /// Who a statement runs as; an extension of session states.
 #[derive(Debug)]
 pub(crate) struct RunsAs(pub Principal);
 
-impl Functions {
-    /// Where the names of functions of a statement with `state` are found.
-    pub(crate) fn of(state: &SessionState) -> Option<Arc<Self>> {
-        state.config().get_extension()
+/// The state that has the functions of a statement with `state`.
+pub(crate) fn full(state: &SessionState) -> Arc<SessionState> {
+    match state.config().get_extension::<Functions>() {
+        Some(functions) => Arc::clone(&functions.0),
+        None => Arc::new(state.clone()),
     }
+}
 
-    pub(crate) fn state(&self) -> &SessionState {
-        &self.0
-    }
-
-    /// True for the name of a function that every session has.
-    pub(crate) fn is_built_in(&self, name: &str) -> bool {
-        let state = &self.0;
-        name == functions::CURRENT_USER
-            || state.udf(name).is_ok()
-            || state.udaf(name).is_ok()
-            || state.udwf(name).is_ok()
-            || state.table_functions().contains_key(name)
-    }
+/// True for the name of a function that every session has.
+pub(crate) fn is_built_in(state: &SessionState, name: &str) -> bool {
+    let full = full(state);
+    name == functions::CURRENT_USER
+        || full.udf(name).is_ok()
+        || full.udaf(name).is_ok()
+        || full.udwf(name).is_ok()
+        || full.table_functions().contains_key(name)
 }
 
 /// A lean state that leads to the functions of `full`.
@@ -61,7 +58,7 @@ pub(crate) fn lean(full: SessionState) -> SessionState {
         .with_table_factories(HashMap::new())
         .with_file_formats(Vec::new())
         .build();
-    state.config_mut().set_extension(Arc::new(Functions(full)));
+    state.config_mut().set_extension(Arc::new(Functions(Arc::new(full))));
     state
 }
 
@@ -72,8 +69,7 @@ pub(crate) fn lean(full: SessionState) -> SessionState {
 pub(crate) fn in_time_zone(state: &SessionState, zone: Option<&str>) -> Result<SessionState> {
     let mut state = state.clone();
     state.config_mut().options_mut().execution.time_zone = zone.map(str::to_owned);
-    let Some(functions) = Functions::of(&state) else { return Ok(state) };
-    let mut full = functions.state().clone();
+    let mut full = (*full(&state)).clone();
     let config = Arc::clone(state.config_options());
     let all: Vec<_> = full.scalar_functions().values().cloned().collect();
     for function in all {
@@ -81,6 +77,6 @@ pub(crate) fn in_time_zone(state: &SessionState, zone: Option<&str>) -> Result<S
             full.register_udf(Arc::new(updated)).map_err(error::from_datafusion)?;
         }
     }
-    state.config_mut().set_extension(Arc::new(Functions(full)));
+    state.config_mut().set_extension(Arc::new(Functions(Arc::new(full))));
     Ok(state)
 }

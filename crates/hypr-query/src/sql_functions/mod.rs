@@ -33,8 +33,7 @@ use hypr_storage::{Database, Replace};
 
 use crate::dialect::ddl::normalize;
 use crate::planner::Planner;
-use crate::statement_state::Functions;
-use crate::{DEFAULT_SCHEMA, Outcome, Session};
+use crate::{DEFAULT_SCHEMA, Outcome, Session, statement_state};
 
 pub(crate) use arguments::place as place_arguments;
 pub(crate) use definition::{CreateFunction, SqlFunction};
@@ -53,7 +52,7 @@ pub(crate) type Templates = HashMap<String, Arc<Template>>;
 pub(crate) async fn create(session: &Session, create: &CreateFunction) -> Result<Outcome> {
     let function = &create.function;
     let state = session.statement_state();
-    if Functions::of(&state).is_some_and(|functions| functions.is_built_in(&function.name)) {
+    if statement_state::is_built_in(&state, &function.name) {
         return Err(Error::new(
             ErrorKind::AlreadyExists,
             format!("\"{}\" is a built-in function; choose another name", function.name),

@@ -13,8 +13,7 @@ use hypr_storage::VersionName;
 
 use super::At;
 use crate::dialect::HyprDialect;
-use crate::error;
-use crate::statement_state::Functions;
+use crate::{error, statement_state};
 
 /// The version that `at` names. Times without a zone are UTC.
 ///
@@ -38,9 +37,8 @@ fn micros(state: &SessionState, sql: &str) -> Result<i64> {
     let parsed = Parser::new(&dialect).try_with_sql(sql).and_then(|mut parser| parser.parse_expr());
     let expr = ExprWithAlias { expr: parsed.map_err(|_| malformed())?, alias: None };
     let schema = DFSchema::empty();
-    let functions = Functions::of(state);
-    let planner = functions.as_deref().map_or(state, Functions::state);
-    let planned = planner.create_logical_expr_from_sql_expr(expr, &schema).map_err(|_| malformed())?;
+    let planned =
+        statement_state::full(state).create_logical_expr_from_sql_expr(expr, &schema).map_err(|_| malformed())?;
     let started = state.execution_props().query_execution_start_time.or_else(|| Some(chrono::Utc::now()));
     let context = SimplifyContext::builder()
         .with_config_options(std::sync::Arc::clone(state.config_options()))

@@ -13,7 +13,7 @@ use arrow::util::display::{ArrayFormatter, FormatOptions};
 use arrow::util::pretty::pretty_format_batches;
 use hypr_query::{Outcome, split_statements};
 
-use crate::harness::{Fixture, collect};
+use crate::harness::{Fixture, collect, crate_dir};
 use crate::tiny::tiny;
 
 /// A `sql` block and the `text` block that follows it.
@@ -108,7 +108,7 @@ async fn check(fixture: &Fixture, example: &Example) -> Option<String> {
 }
 
 fn pages() -> Vec<PathBuf> {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/sql");
+    let dir = crate_dir().join("../../docs/sql");
     let mut pages: Vec<PathBuf> = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect();
     pages.retain(|path| path.extension().is_some_and(|extension| extension == "md"));
     pages.sort();

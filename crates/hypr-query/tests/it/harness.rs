@@ -1,6 +1,6 @@
 //! A database in a temporary directory and a session on it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
@@ -13,6 +13,12 @@ use hypr_inference::{EngineOptions, engine};
 use hypr_query::{Outcome, QueryEngine, QueryOptions, Session};
 use hypr_storage::{Database, StorageOptions};
 use tempfile::TempDir;
+
+/// The directory of this crate. Read when the test runs: a target directory that several checkouts share may hold a
+/// test built in another one.
+pub fn crate_dir() -> PathBuf {
+    PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").unwrap())
+}
 
 /// What scripts and pages call the directory that `COPY` may use.
 const FILES: &str = "/srv/files";

@@ -14,10 +14,10 @@ use hypr_query::{IngestMode, Outcome, QueryEngine, QueryOptions, Session, TableR
 use hypr_storage::{Database, StorageOptions};
 use serde_json::Value;
 
-use crate::harness::{Fixture, collect, lines};
+use crate::harness::{Fixture, collect, crate_dir, lines};
 
 fn fixture_file(name: &str) -> Value {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name);
+    let path = crate_dir().join("tests/fixtures").join(name);
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
 

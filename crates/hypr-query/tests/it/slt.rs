@@ -8,7 +8,7 @@ use hypr_common::Error;
 use hypr_query::Outcome;
 use sqllogictest::{AsyncDB, DBOutput, DefaultColumnType, Runner};
 
-use crate::harness::{Fixture, cells, collect};
+use crate::harness::{Fixture, cells, collect, crate_dir};
 use crate::tiny::tiny;
 
 struct SltDatabase(Arc<Fixture>);
@@ -67,7 +67,7 @@ fn scripts(dir: &Path, found: &mut Vec<PathBuf>) {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_script_gives_what_it_says() {
     let mut paths = Vec::new();
-    scripts(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/slt"), &mut paths);
+    scripts(&crate_dir().join("tests/slt"), &mut paths);
     paths.sort();
     assert!(paths.len() > 10, "the scripts are missing");
     let only = std::env::var("SLT").ok();

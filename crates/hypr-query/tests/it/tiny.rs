@@ -1,12 +1,13 @@
 //! Networks with random weights, small enough to build a database around.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use arrow::buffer::Buffer;
 use hypr_common::model::ModelTables;
 use hypr_inference::import;
 use serde_json::{Map, Value, json};
+
+use crate::harness::crate_dir;
 
 /// Words `w0` to `w63`, a token each; every other word is `w0`.
 fn tokenizer() -> Buffer {
@@ -22,7 +23,7 @@ fn tokenizer() -> Buffer {
 
 /// A network with random weights from the engine's own fixtures.
 pub fn tiny(network: &str, id: &str) -> ModelTables {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../hypr-inference/tests/fixtures").join(network);
+    let dir = crate_dir().join("../hypr-inference/tests/fixtures").join(network);
     let read = |name: &str| std::fs::read(dir.join(name)).unwrap();
     let mut config: Value = serde_json::from_slice(&read("config.json")).unwrap();
     if network != "tiny-bert" {

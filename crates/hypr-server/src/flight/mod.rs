@@ -31,6 +31,7 @@ mod partitions;
 mod planned;
 mod poll;
 mod prepared;
+mod recent;
 mod results;
 mod service;
 mod session_options;

@@ -4,37 +4,28 @@
 //! for the schema. Its ticket is good for one `DoGet`: a second one, a ticket from before a restart or one that was
 //! forgotten is refused, so that no retry can apply the change again.
 
-use std::collections::{HashSet, VecDeque};
-
 use hypr_common::{Error, ErrorKind, Result};
-use parking_lot::Mutex;
 use uuid::Uuid;
+
+use super::recent::Recent;
 
 /// Tickets remembered at once; the oldest is forgotten first.
 const MAX_ISSUED: usize = 65_536;
 
 /// See the module documentation.
-#[derive(Debug, Default)]
-pub(super) struct OnceTickets(Mutex<Issued>);
+#[derive(Debug)]
+pub(super) struct OnceTickets(Recent<()>);
 
-#[derive(Debug, Default)]
-struct Issued {
-    unused: HashSet<Uuid>,
-    /// Every id in the order of issue, also of used ones.
-    order: VecDeque<Uuid>,
+impl Default for OnceTickets {
+    fn default() -> Self {
+        Self(Recent::new(MAX_ISSUED))
+    }
 }
 
 impl OnceTickets {
     /// Remembers a ticket.
     pub(super) fn issue(&self, id: Uuid) {
-        let mut issued = self.0.lock();
-        issued.unused.insert(id);
-        issued.order.push_back(id);
-        while issued.order.len() > MAX_ISSUED {
-            if let Some(oldest) = issued.order.pop_front() {
-                issued.unused.remove(&oldest);
-            }
-        }
+        self.0.put(id, ());
     }
 
     /// Uses a ticket up.
@@ -42,14 +33,13 @@ impl OnceTickets {
     /// # Errors
     /// `Conflict` for one that was used, forgotten or never issued.
     pub(super) fn take(&self, id: Uuid) -> Result<()> {
-        if self.0.lock().unused.remove(&id) {
-            return Ok(());
-        }
-        Err(Error::new(
-            ErrorKind::Conflict,
-            "this statement changes data and its ticket was used already or is too old; look at the table, then \
-             execute the statement anew if it did not run",
-        ))
+        self.0.take(id).ok_or_else(|| {
+            Error::new(
+                ErrorKind::Conflict,
+                "this statement changes data and its ticket was used already or is too old; look at the table, then \
+                 execute the statement anew if it did not run",
+            )
+        })
     }
 }
 

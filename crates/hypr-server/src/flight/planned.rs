@@ -3,12 +3,12 @@
 //! The ticket says everything that `DoGet` needs; what is kept here only saves planning the text again, and is bounded:
 //! the oldest are forgotten first, and a ticket that comes again is planned again.
 
-use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use hypr_query::Prepared;
-use parking_lot::Mutex;
 use uuid::Uuid;
+
+use super::recent::Recent;
 
 /// Queries kept at once.
 const MAX_KEPT: usize = 256;
@@ -16,34 +16,25 @@ const MAX_KEPT: usize = 256;
 const MAX_SQL_BYTES: usize = 64 << 10;
 
 /// See the module documentation.
-#[derive(Debug, Default)]
-pub(super) struct PlannedQueries(Mutex<Kept>);
+#[derive(Debug)]
+pub(super) struct PlannedQueries(Recent<Arc<Prepared>>);
 
-#[derive(Debug, Default)]
-struct Kept {
-    queries: HashMap<Uuid, Arc<Prepared>>,
-    /// In the order they came, also those that were taken.
-    order: VecDeque<Uuid>,
+impl Default for PlannedQueries {
+    fn default() -> Self {
+        Self(Recent::new(MAX_KEPT))
+    }
 }
 
 impl PlannedQueries {
     /// Keeps the query of a ticket.
     pub(super) fn keep(&self, id: Uuid, query: &Arc<Prepared>) {
-        if query.sql.len() > MAX_SQL_BYTES {
-            return;
-        }
-        let mut kept = self.0.lock();
-        kept.queries.insert(id, Arc::clone(query));
-        kept.order.push_back(id);
-        while kept.order.len() > MAX_KEPT {
-            if let Some(oldest) = kept.order.pop_front() {
-                kept.queries.remove(&oldest);
-            }
+        if query.sql.len() <= MAX_SQL_BYTES {
+            self.0.put(id, Arc::clone(query));
         }
     }
 
     /// The query of a ticket, which is forgotten.
     pub(super) fn take(&self, id: Uuid) -> Option<Arc<Prepared>> {
-        self.0.lock().queries.remove(&id)
+        self.0.take(id)
     }
 }

@@ -17,9 +17,7 @@ use super::super::function::{AiFunction, Call};
 use super::super::node::{GenerateNode, GuardedCall};
 use super::Pass;
 use super::collect::{has_call, has_subquery};
-
-/// Functions that compare two vectors.
-const DISTANCES: [&str; 4] = ["cosine_distance", "cosine_similarity", "l2_distance", "inner_product"];
+use crate::functions::is_metric;
 
 impl Pass<'_> {
     /// Moves constant embeddings of `plan` into subqueries, one for all equal calls.
@@ -52,7 +50,7 @@ impl Pass<'_> {
             Expr::BinaryExpr(BinaryExpr { op: Operator::Or, .. }) => Ok(Transformed::no(expr)),
             Expr::BinaryExpr(_) => expr.map_children(|child| self.share(child, is_filter, shared)),
             Expr::ScalarFunction(ScalarFunction { func, mut args }) => {
-                let compares = DISTANCES.contains(&func.name()) && args.len() == 2;
+                let compares = is_metric(func.name()) && args.len() == 2;
                 for at in (0..args.len()).filter(|_| compares) {
                     if !has_call(&args[1 - at])
                         && let Some(subquery) = self.shared(&args[at], shared)?
