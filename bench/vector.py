@@ -1,8 +1,10 @@
 """Vector search side by side, in one run: Hyprstream in process and over Flight SQL, faiss, usearch, lancedb, DuckDB.
 
-    python bench/vector.py BINARY EXAMPLE [--metric l2|cosine] [--only NAME ..] [--cache DIR]
+    python bench/vector.py BINARY EXAMPLE [--load LOAD] [--metric l2|cosine] [--only NAME ..] [--cache DIR]
 
-BINARY is the release build of hyprstream, EXAMPLE that of `cargo build --release -p hypr-ann --example recall`. Needs
+BINARY is the release build of hyprstream, EXAMPLE that of `cargo build --release -p hypr-ann --example recall`, LOAD that
+of `cargo bench -p hypr-server --bench flight_rate --no-run`: a compiled client, asking ours and a server that does
+nothing, beside the Python one. Needs
 numpy, pyarrow, the ADBC Flight SQL driver and the peers (bench/requirements-vector.txt). The data is Fashion-MNIST from
 the Debian package dataset-fashion-mnist: 59,000 rows to search, 1,000 others as queries, their exact ten nearest computed
 here. Engines run one after the other, never two at a time; each prints one JSON object a line: seconds to build, MiB,
@@ -299,7 +301,22 @@ def churned(table: FlightTable, rows, queries, metric) -> dict:
     return {"recall_at_once": at_once, "recall_settled": recall([search(query) for query in queries], truth)}
 
 
-def over_flight(binary, rows, queries, truth, metric):
+def compiled_clients(load, url, sql, queries) -> dict:
+    """What one and eight clients without Python see: of a server that does nothing, and of ours."""
+    found = {}
+    with tempfile.NamedTemporaryFile() as file:
+        queries.tofile(file.name)
+        with subprocess.Popen([load, "serve"], stdout=subprocess.PIPE, text=True) as idle:
+            for name, at in (("nothing", idle.stdout.readline().strip()), ("hyprstream", url)):
+                for clients in (1, CLIENTS):
+                    command = [load, "search", at, str(clients), "5", file.name, str(DIMS), sql]
+                    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+                    found.setdefault(name, []).append(json.loads(output))
+            idle.kill()
+    return found
+
+
+def over_flight(binary, load, rows, queries, truth, metric):
     with tempfile.TemporaryDirectory() as directory:
         directory = pathlib.Path(directory)
         with Server(binary, directory / "data", directory / "log") as server:
@@ -320,6 +337,8 @@ def over_flight(binary, rows, queries, truth, metric):
             result["p50_ms"] = round(statistics.median(latencies), 3)
             result["p99_ms"] = round(latencies[len(latencies) * 99 // 100], 3)
             result[f"qps_{CLIENTS}_clients"] = table.clients_qps(queries[:300])
+            if load:
+                result["compiled"] = compiled_clients(load, f"http://{server.address}", table.sql, queries)
             result["freshness_ms"] = freshness_ms(table)
             result["churn"] = churned(table, rows, queries, metric)
             result["memory_mib"] = resident_mib(server.process.pid)
@@ -330,6 +349,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("binary")
     parser.add_argument("example")
+    parser.add_argument("--load")
     parser.add_argument("--metric", choices=("l2", "cosine"), default="l2")
     parser.add_argument("--only", nargs="*", default=[])
     cache = os.environ.get("HYPRSTREAM_CACHE_DIR", pathlib.Path.home() / ".cache/hyprstream")
@@ -339,7 +359,7 @@ def main() -> None:
     rows, queries = images[:ROWS].copy(), images[ROWS : ROWS + QUERIES].copy()
     truth = exact_neighbours(rows, queries, arguments.metric)
     engines = {
-        "flight": lambda *data: over_flight(arguments.binary, *data),
+        "flight": lambda *data: over_flight(arguments.binary, arguments.load, *data),
         "process": lambda *data: in_process(arguments.example, *data),
         "faiss": faiss_hnsw,
         "usearch": usearch_hnsw,

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use arrow_array::RecordBatch;
+use arrow_array::{ArrayRef, RecordBatch};
 use arrow_schema::{DataType, Field, FieldRef, Schema, SchemaRef};
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::common::{ParamValues, ScalarValue};
@@ -304,14 +304,17 @@ pub(crate) fn bind(plan: LogicalPlan, types: &[FieldRef], params: &RecordBatch, 
     if types.is_empty() {
         return Ok(plan);
     }
-    let values = params
-        .columns()
-        .iter()
-        .zip(types)
-        .map(|(column, field)| {
-            let value = ScalarValue::try_from_array(column, row).map_err(error::from_datafusion)?;
-            value.cast_to(field.data_type()).map_err(error::from_datafusion)
-        })
-        .collect::<Result<Vec<_>>>()?;
-    plan.with_param_values(ParamValues::from(values)).map_err(error::from_datafusion)
+    plan.with_param_values(ParamValues::from(values(types, params, row)?)).map_err(error::from_datafusion)
+}
+
+/// Row `row` of `params` in the types of the parameters.
+pub(crate) fn values(types: &[FieldRef], params: &RecordBatch, row: usize) -> Result<Vec<ScalarValue>> {
+    let value = |(column, field): (&ArrayRef, &FieldRef)| {
+        let value = ScalarValue::try_from_array(column, row).map_err(error::from_datafusion)?;
+        if value.data_type() == *field.data_type() {
+            return Ok(value);
+        }
+        value.cast_to(field.data_type()).map_err(error::from_datafusion)
+    };
+    params.columns().iter().zip(types).map(value).collect()
 }

@@ -222,12 +222,13 @@ impl Session {
             if planned.types.is_empty() {
                 prepared::check_count(prepared::parameters_of(&planned.logical)?.len(), params)?;
             }
-            let logical = readable(prepared::bind(planned.logical.clone(), &planned.types, params, row)?);
             let schema = Arc::clone(&planned.schema);
-            streams.push(match &logical {
-                LogicalPlan::DescribeTable(describe) => described(&describe.schema, &schema)?,
-                _ => limits::result(&state, shape::conform(start(&state, &logical).await?, schema)),
-            });
+            if let LogicalPlan::DescribeTable(describe) = &planned.logical {
+                streams.push(described(&describe.schema, &schema)?);
+                continue;
+            }
+            let physical = planned.physical(&state, params, row).await?;
+            streams.push(limits::result(&state, shape::conform(limits::start(&state, physical)?, schema)));
         }
         let Some(first) = streams.first() else {
             return Err(Error::invalid("the statement has parameters and no row of them was bound"));
@@ -317,19 +318,6 @@ fn no_parameters() -> RecordBatch {
 pub(crate) async fn start(state: &SessionState, plan: &LogicalPlan) -> Result<SendableRecordBatchStream> {
     let physical = state.create_physical_plan(plan).boxed().await.map_err(error::from_datafusion)?;
     limits::start(state, physical)
-}
-
-/// `EXPLAIN` of a change of rows explains the query that finds them; the change itself is no plan.
-fn readable(plan: LogicalPlan) -> LogicalPlan {
-    match plan {
-        LogicalPlan::Explain(mut explain) => {
-            if let LogicalPlan::Dml(change) = explain.plan.as_ref() {
-                explain.plan = Arc::clone(&change.input);
-            }
-            LogicalPlan::Explain(explain)
-        }
-        plan => plan,
-    }
 }
 
 /// The rows of `DESCRIBE`, with the names that our DDL has for types.

@@ -1,23 +1,27 @@
-//! What a Flight SQL server can do at most, and what one does: a server that stores nothing, and a client that
-//! sends it, or any other server, single-row inserts.
+//! What a Flight SQL server can do at most, and what one does: a server that stores nothing, and clients that send it,
+//! or any other server, single-row inserts or searches.
 //!
 //! ```text
 //! cargo bench -p hypr-server --bench flight_rate -- serve
 //! cargo bench -p hypr-server --bench flight_rate -- load http://HOST:PORT CLIENTS SECONDS
+//! cargo bench -p hypr-server --bench flight_rate -- search http://HOST:PORT CLIENTS SECONDS VECTORS WIDTH SQL
 //! ```
 //! `serve` prints its address. `load` prints one JSON object: acknowledged rows a second, each a `DoPut` of its
-//! own on a prepared statement, over one connection a client. On a server that stores nothing, the rate is the
-//! floor of gRPC and Arrow IPC on the machine; `bench/rates.py` runs both.
+//! own on a prepared statement, over one connection a client. `search` binds the vectors of a file, `[rows, WIDTH]` as
+//! little-endian f32, one after the other to the only parameter of SQL and reads its rows, which takes `DoPut`,
+//! `GetFlightInfo` and `DoGet`; it prints queries a second and milliseconds of one. On a server that stores nothing, the
+//! rate is the floor of gRPC and Arrow IPC on the machine; `bench/rates.py` and `bench/vector.py` run both.
 
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use arrow_array::{ArrayRef, Float64Array, Int64Array, RecordBatch, StringArray};
+use arrow_array::{ArrayRef, FixedSizeListArray, Float32Array, Float64Array, Int64Array, RecordBatch, StringArray};
+use arrow_flight::decode::FlightRecordBatchStream;
 use arrow_flight::encode::FlightDataEncoderBuilder;
 use arrow_flight::flight_service_client::FlightServiceClient;
-use arrow_flight::flight_service_server::FlightServiceServer;
+use arrow_flight::flight_service_server::{FlightService, FlightServiceServer};
 use arrow_flight::sql::client::FlightSqlServiceClient;
 use arrow_flight::sql::server::{FlightSqlService, PeekableFlightDataStream};
 use arrow_flight::sql::{
@@ -25,7 +29,9 @@ use arrow_flight::sql::{
     CommandPreparedStatementQuery, CommandPreparedStatementUpdate, CommandStatementQuery, CommandStatementUpdate,
     DoPutPreparedStatementResult, DoPutUpdateResult, ProstMessageExt, SqlInfo,
 };
-use arrow_flight::{Action, FlightDescriptor, FlightInfo};
+use arrow_flight::{Action, FlightDescriptor, FlightEndpoint, FlightInfo, Ticket};
+use arrow_schema::{DataType, Field};
+use bytes::Bytes;
 use futures::{Stream, StreamExt, TryStreamExt, stream};
 use prost::Message;
 use tonic::transport::{Channel, Endpoint, Server};
@@ -74,7 +80,21 @@ impl FlightSqlService for NullServer {
         _query: CommandPreparedStatementQuery,
         _request: Request<FlightDescriptor>,
     ) -> Result<Response<FlightInfo>, Status> {
-        Ok(Response::new(FlightInfo::new().with_total_records(1)))
+        let endpoint = FlightEndpoint::new().with_ticket(Ticket::new(
+            CommandPreparedStatementQuery { prepared_statement_handle: "1".into() }.as_any().encode_to_vec(),
+        ));
+        Ok(Response::new(FlightInfo::new().with_endpoint(endpoint).with_total_records(1)))
+    }
+
+    async fn do_get_prepared_statement(
+        &self,
+        _query: CommandPreparedStatementQuery,
+        _request: Request<Ticket>,
+    ) -> Result<Response<<Self as FlightService>::DoGetStream>, Status> {
+        let ids: ArrayRef = Arc::new(Int64Array::from_iter_values(0..10));
+        let rows = RecordBatch::try_from_iter([("id", ids)]).map_err(|error| Status::internal(error.to_string()));
+        let messages = FlightDataEncoderBuilder::new().build(stream::iter([rows.map_err(Into::into)]));
+        Ok(Response::new(Box::pin(messages.map_err(Into::into))))
     }
 
     async fn do_put_statement_update(
@@ -138,16 +158,15 @@ async fn connect(url: &str) -> Anyhow<FlightServiceClient<Channel>> {
     Ok(FlightServiceClient::new(channel))
 }
 
-/// The command that runs the prepared insert.
-async fn prepare(client: &mut FlightServiceClient<Channel>) -> Anyhow<Vec<u8>> {
-    let request = ActionCreatePreparedStatementRequest { query: INSERT.to_owned(), transaction_id: None };
+/// The handle of a statement.
+async fn prepare(client: &mut FlightServiceClient<Channel>, sql: &str) -> Anyhow<Bytes> {
+    let request = ActionCreatePreparedStatementRequest { query: sql.to_owned(), transaction_id: None };
     let action = Action::new("CreatePreparedStatement", request.as_any().encode_to_vec());
     let mut answers = client.do_action(action).await?.into_inner();
     let answer = answers.try_next().await?.ok_or("the server said nothing")?;
     let prepared: ActionCreatePreparedStatementResult =
         arrow_flight::sql::Any::decode(answer.body)?.unpack()?.ok_or("the answer is no prepared statement")?;
-    let handle = prepared.prepared_statement_handle;
-    Ok(CommandPreparedStatementUpdate { prepared_statement_handle: handle }.as_any().encode_to_vec())
+    Ok(prepared.prepared_statement_handle)
 }
 
 /// One row, one `DoPut`: true when the server says that it has it.
@@ -173,7 +192,8 @@ async fn load(url: &str, clients: usize, seconds: f64) -> Anyhow<()> {
         let (url, next, stop, rows) = (url.to_owned(), Arc::clone(&next), Arc::clone(&stop), Arc::clone(&rows));
         tasks.push(tokio::spawn(async move {
             let mut client = connect(&url).await?;
-            let command = prepare(&mut client).await?;
+            let handle = prepare(&mut client, INSERT).await?;
+            let command = CommandPreparedStatementUpdate { prepared_statement_handle: handle }.as_any().encode_to_vec();
             while !stop.load(Ordering::Relaxed) {
                 if !put(&mut client, &command, next.fetch_add(1, Ordering::Relaxed)).await? {
                     return Err("the server did not store one row".into());
@@ -193,12 +213,83 @@ async fn load(url: &str, clients: usize, seconds: f64) -> Anyhow<()> {
     Ok(())
 }
 
+/// One search with a bound vector: the number of rows found.
+async fn search(client: &mut FlightServiceClient<Channel>, command: &[u8], vector: RecordBatch) -> Anyhow<usize> {
+    let descriptor = FlightDescriptor::new_cmd(command.to_vec());
+    let messages = FlightDataEncoderBuilder::new()
+        .with_flight_descriptor(Some(descriptor.clone()))
+        .build(stream::iter([Ok(vector)]))
+        .map(|message| message.expect("a vector encodes"));
+    let mut bound = client.do_put(messages).await?.into_inner();
+    while bound.try_next().await?.is_some() {}
+    let info = client.get_flight_info(descriptor).await?.into_inner();
+    let ticket = info.endpoint.into_iter().next().and_then(|endpoint| endpoint.ticket).ok_or("no ticket")?;
+    let messages = client.do_get(ticket).await?.into_inner().map_err(Into::into);
+    let batches: Vec<RecordBatch> = FlightRecordBatchStream::new_from_flight_data(messages).try_collect().await?;
+    Ok(batches.iter().map(RecordBatch::num_rows).sum())
+}
+
+fn vectors(path: &str, width: usize) -> Anyhow<Vec<RecordBatch>> {
+    let values: Vec<f32> = std::fs::read(path)?
+        .chunks_exact(4)
+        .map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap_or_default()))
+        .collect();
+    let field = Arc::new(Field::new("item", DataType::Float32, true));
+    let batch = |vector: &[f32]| {
+        let values = Arc::new(Float32Array::from(vector.to_vec()));
+        let list = FixedSizeListArray::try_new(Arc::clone(&field), i32::try_from(width)?, values, None)?;
+        Ok(RecordBatch::try_from_iter([("vector", Arc::new(list) as ArrayRef)])?)
+    };
+    values.chunks_exact(width).map(batch).collect()
+}
+
+async fn search_load(url: &str, clients: usize, seconds: f64, vectors: Vec<RecordBatch>, sql: &str) -> Anyhow<()> {
+    let (stop, vectors) = (Arc::new(AtomicBool::new(false)), Arc::new(vectors));
+    let start = Instant::now();
+    let mut tasks = Vec::new();
+    for number in 0..clients {
+        let (url, sql, stop, vectors) = (url.to_owned(), sql.to_owned(), Arc::clone(&stop), Arc::clone(&vectors));
+        tasks.push(tokio::spawn(async move {
+            let mut client = connect(&url).await?;
+            let handle = prepare(&mut client, &sql).await?;
+            let command = CommandPreparedStatementQuery { prepared_statement_handle: handle }.as_any().encode_to_vec();
+            let mut took = Vec::new();
+            for vector in vectors.iter().cycle().skip(number * 97) {
+                if stop.load(Ordering::Relaxed) {
+                    break;
+                }
+                let start = Instant::now();
+                if search(&mut client, &command, vector.clone()).await? == 0 {
+                    return Err("a search found nothing".into());
+                }
+                took.push(start.elapsed().as_secs_f64() * 1e3);
+            }
+            Anyhow::Ok(took)
+        }));
+    }
+    tokio::time::sleep(Duration::from_secs_f64(seconds)).await;
+    stop.store(true, Ordering::Relaxed);
+    let mut took = Vec::new();
+    for task in tasks {
+        took.append(&mut task.await??);
+    }
+    let rate = took.len() as f64 / start.elapsed().as_secs_f64();
+    took.sort_by(f64::total_cmp);
+    let at = |part: f64| took.get((took.len() as f64 * part) as usize).copied().unwrap_or(f64::NAN);
+    let (p50, p99) = (at(0.5), at(0.99));
+    println!("{{\"clients\": {clients}, \"qps\": {rate:.0}, \"p50_ms\": {p50:.3}, \"p99_ms\": {p99:.3}}}");
+    Ok(())
+}
+
 #[tokio::main]
 async fn main() -> Anyhow<()> {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
         ["serve"] => serve().await,
         ["load", url, clients, seconds] => load(url, clients.parse()?, seconds.parse()?).await,
-        _ => Err("say `serve`, or `load URL CLIENTS SECONDS`".into()),
+        ["search", url, clients, seconds, path, width, sql] => {
+            search_load(url, clients.parse()?, seconds.parse()?, vectors(path, width.parse()?)?, sql).await
+        }
+        _ => Err("say `serve`, `load URL CLIENTS SECONDS` or `search URL CLIENTS SECONDS VECTORS WIDTH SQL`".into()),
     }
 }

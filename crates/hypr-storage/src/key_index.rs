@@ -54,6 +54,8 @@ pub(crate) struct Keys {
     dead: HashSet<u64>,
     /// Ids of rows whose commits are not applied yet.
     pending: Vec<Range<u64>>,
+    /// How many times keys were forgotten.
+    forgotten: u64,
 }
 
 /// Whether a key that `holder` has can be taken: `None` if not, else the row to give it back to when the commit fails.
@@ -196,7 +198,7 @@ impl KeyIndex {
         };
         let mut next = first_row_id;
         let mut guard = self.keys.lock();
-        let Keys { rows, dead, pending } = &mut *guard;
+        let Keys { rows, dead, pending, .. } = &mut *guard;
         pending.push(ids.clone());
         let mut duplicate = None;
         'batches: for (at, hashes) in hashed.iter().enumerate() {
@@ -244,10 +246,11 @@ impl KeyIndex {
         self.duplicate(&self.keys_of(batch), row, in_statement)
     }
 
-    /// Forgets rows that a durable commit deleted.
+    /// Forgets rows that a durable commit deleted, once no new reader sees them.
     pub(crate) fn remove(&self, row_ids: &[u64]) {
         let mut guard = self.keys.lock();
-        let Keys { rows, dead, .. } = &mut *guard;
+        let Keys { rows, dead, forgotten, .. } = &mut *guard;
+        *forgotten += 1;
         dead.extend(row_ids);
         if dead.len() > 1024 + rows.len() / 8 {
             rows.retain(|_, id| !dead.contains(id));
@@ -271,6 +274,11 @@ impl KeyIndex {
                 (!null).then(|| [a.hash_one(bytes.as_ref()), b.hash_one(bytes.as_ref())])
             })
             .collect())
+    }
+
+    /// The hash of one key, its values as arrays of one row in the order of [`Self::positions`].
+    pub(crate) fn hash_of(&self, key: &[ArrayRef]) -> Option<KeyHash> {
+        self.hash(key).ok()?.into_iter().next()?
     }
 
     fn refuse_null(&self, keys: &[ArrayRef], before: usize) -> Result<()> {
@@ -317,6 +325,11 @@ impl KeyIndex {
 }
 
 impl Keys {
+    /// Grows whenever a key is forgotten that a reader may have seen.
+    pub(crate) fn forgotten(&self) -> u64 {
+        self.forgotten
+    }
+
     /// Who has the key.
     pub(crate) fn holder(&self, hash: &KeyHash) -> Holder {
         match self.rows.get(hash) {
@@ -400,6 +413,7 @@ impl Drop for Reservation {
     fn drop(&mut self) {
         let mut guard = self.index.keys.lock();
         if self.taken.is_empty() {
+            guard.forgotten += u64::from(!self.released.is_empty());
             for hash in &self.released {
                 guard.rows.remove(hash);
             }

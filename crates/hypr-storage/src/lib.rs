@@ -37,6 +37,7 @@ pub mod models;
 mod objects;
 mod options;
 mod pinned;
+mod point;
 mod row_feed;
 mod scan;
 mod schema;

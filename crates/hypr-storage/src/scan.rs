@@ -118,21 +118,6 @@ pub(crate) async fn plan_nullable(
     plan_parts(table, &table.layout, snapshot, state.config().target_partitions(), parts).await
 }
 
-/// Plans a scan of `snapshot` for the rows that `filter`, which may be about the row id, lets through. The tail
-/// is not filtered.
-pub(crate) async fn plan_flushed(
-    table: &TableShared,
-    snapshot: Arc<Snapshot>,
-    state: &dyn datafusion::catalog::Session,
-    filter: Expr,
-) -> Result<Arc<dyn ExecutionPlan>> {
-    let projection = (0..table.definition.columns.fields().len()).collect();
-    let output = Arc::clone(&table.row_schema);
-    let reads = Reads::all(&snapshot);
-    let parts = Parts { projection, with_row_id: true, filters: vec![filter], limit: None, output, reads };
-    plan_parts(table, &table.layout, snapshot, state.config().target_partitions(), parts).await
-}
-
 /// Plans a scan, with row ids, of the rows that lie in `fragments` or in the tail.
 pub(crate) async fn plan_fragments(
     table: &TableShared,
@@ -185,8 +170,10 @@ async fn plan_parts(
     Ok(Arc::new(TableScanExec::new(scan, lance)))
 }
 
-/// Filters that Lance evaluates for us: comparisons of columns of this table and literals.
+/// Filters that Lance evaluates for us: comparisons of columns of this table and literals. A parameter becomes a
+/// literal, and what is cast for it may need no cast then: what comes of it is asked about again.
 pub(crate) fn supports_filter(schema: &Schema, filter: &Expr) -> TableProviderFilterPushDown {
+    let has_parameter = filter.exists(|expr| Ok(matches!(expr, Expr::Placeholder(_)))).unwrap_or(false);
     let simple = |expr: &Expr| match expr {
         Expr::Column(column) => schema.field_with_name(&column.name).is_ok_and(|field| !field.data_type().is_nested()),
         Expr::BinaryExpr(binary) => matches!(
@@ -200,7 +187,9 @@ pub(crate) fn supports_filter(schema: &Schema, filter: &Expr) -> TableProviderFi
                 | Operator::And
                 | Operator::Or
         ),
+        Expr::Cast(_) | Expr::TryCast(_) => has_parameter,
         Expr::Literal(..)
+        | Expr::Placeholder(_)
         | Expr::Not(_)
         | Expr::IsNull(_)
         | Expr::IsNotNull(_)

@@ -22,6 +22,7 @@ use crate::disk::Disk;
 use crate::evolution::Layout;
 use crate::key_index::{Claims, KeyIndex, KeyKind, Reservation};
 use crate::lance_store::{Stamp, TableDir, scan_error};
+use crate::point::Before;
 use crate::row_feed::RowFeed;
 use crate::scan::{self, ScanRequest};
 use crate::schema::with_row_id;
@@ -380,7 +381,8 @@ impl Table {
         Mutation { table: self.clone(), guard }
     }
 
-    /// A plan over one snapshot of the table: Lance fragments and the unflushed tail.
+    /// A plan over one snapshot of the table: Lance fragments and the unflushed tail, or the one row that the filters ask
+    /// for by its key.
     ///
     /// # Errors
     /// `InvalidInput` for a projection outside of the schema, `Corrupted` for a table that cannot be used.
@@ -389,7 +391,14 @@ impl Table {
         state: &dyn datafusion::catalog::Session,
         request: ScanRequest,
     ) -> Result<Arc<dyn datafusion::physical_plan::ExecutionPlan>> {
-        scan::plan_snapshot(&self.shared, self.snapshot(), state.config().target_partitions(), request).await
+        let keys = Before::of(self);
+        let snapshot = self.snapshot();
+        if let Some(keys) = keys
+            && let Some(lookup) = keys.plan(self, &snapshot, &request).await?
+        {
+            return Ok(lookup);
+        }
+        scan::plan_snapshot(&self.shared, snapshot, state.config().target_partitions(), request).await
     }
 
     /// Whether [`scan`](Self::scan) makes use of `filter`. It never promises that every row it returns matches.
@@ -684,17 +693,18 @@ struct ChangeEffect {
 
 impl Effect for ChangeEffect {
     fn apply(self: Box<Self>, first_lsn: u64, lsn: u64, touched: &mut Touched) {
-        if !self.removed.is_empty() {
-            self.keys.iter().flat_map(|indexes| indexes.iter()).for_each(|index| index.remove(&self.removed));
-        }
-        if !self.removed.is_empty() {
-            self.table.removals.lock().note(lsn, &self.removed, touched.oldest_pin());
+        let removed = self.removed.clone();
+        if !removed.is_empty() {
+            self.table.removals.lock().note(lsn, &removed, touched.oldest_pin());
         }
         self.table.apply(self.added, self.removed, first_lsn, lsn);
         touched.add(&self.table);
         // Whoever waits for one of these reads a snapshot next, which must have this commit.
         let (reservations, keys, turn) = (self.reservations, self.keys, self.turn);
         touched.after_publish(move || {
+            if !removed.is_empty() {
+                keys.iter().flat_map(|indexes| indexes.iter()).for_each(|index| index.remove(&removed));
+            }
             reservations.into_iter().for_each(Reservation::confirm);
             drop((keys, turn));
         });

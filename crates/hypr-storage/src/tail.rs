@@ -8,6 +8,7 @@
 //! it, and swaps it for the new Lance version in one step.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
 use arrow_array::RecordBatch;
@@ -29,12 +30,35 @@ pub(crate) struct TailBatch {
     pub(crate) bytes: usize,
     /// By column; computed by the first scan that asks.
     zones: OnceLock<HashMap<String, Zone>>,
+    bounds: OnceLock<IdBounds>,
+}
+
+/// The row ids of a batch.
+#[derive(Clone, Debug)]
+pub(crate) struct IdBounds {
+    /// From the least to one past the greatest.
+    pub(crate) ids: Range<u64>,
+    pub(crate) ascend: bool,
 }
 
 impl TailBatch {
     /// Rows that take `bytes` in the log.
     pub(crate) fn new(rows: RecordBatch, bytes: usize) -> Self {
-        Self { rows, bytes, zones: OnceLock::new() }
+        Self { rows, bytes, zones: OnceLock::new(), bounds: OnceLock::new() }
+    }
+
+    /// The row id of each row.
+    pub(crate) fn ids(&self) -> &[u64] {
+        self.rows.column(self.rows.num_columns() - 1).as_primitive::<UInt64Type>().values()
+    }
+
+    /// Where the row ids lie.
+    pub(crate) fn bounds(&self) -> &IdBounds {
+        self.bounds.get_or_init(|| {
+            let ids = self.ids();
+            let first = ids.iter().min().copied().unwrap_or(0);
+            IdBounds { ids: first..ids.iter().max().map_or(first, |last| last + 1), ascend: ids.is_sorted() }
+        })
     }
 
     /// The extremes of `columns`, which are the same in every call; empty if they cannot be computed.

@@ -169,7 +169,7 @@ impl Upsert {
                 _ => None,
             })
             .collect();
-        rows_by_id(&self.table.shared, &ids).await
+        rows_by_id(&self.table, &ids).await
     }
 
     /// Deletes `replaced`, which are rows of [`existing`](Self::existing), and adds `batches` in one commit,

@@ -23,18 +23,19 @@ use std::sync::Arc;
 use arrow_array::cast::AsArray;
 use arrow_array::types::UInt64Type;
 use arrow_array::{Array, RecordBatch};
-use arrow_schema::SchemaRef;
+use arrow_schema::{FieldRef, SchemaRef};
 use datafusion::execution::SessionState;
 use datafusion::logical_expr::LogicalPlan;
 use datafusion::sql::parser::Statement;
 use datafusion::sql::sqlparser::ast::Statement as Sql;
+use futures::FutureExt;
 use hypr_common::{Error, Result};
 use hypr_storage::{Mutation, ROW_ID_COLUMN, Table};
 
 use crate::planner::Overlay;
-use crate::prepared::PreparedPlan;
+use crate::prepared::{self, PreparedPlan};
 use crate::rules::Rules;
-use crate::{Outcome, Session, StatementKind, TableRef, error};
+use crate::{Outcome, Session, StatementKind, TableRef, error, limits};
 use returning::Returning;
 
 pub(crate) use insert::Insert;
@@ -189,10 +190,14 @@ impl Scanned<'_> {
             let target = self.session.catalog().stored(self.table)?;
             let mutation = target.begin_mutation().await;
             let state = self.session.statement_state();
-            let query = query(&target)?;
-            let logical =
-                self.session.bound(&state, query.statement, self.plan, Some(&query.overlay), params, row).await?;
-            let changed = decode(&self.rows_of(&state, logical, &target).await?, &target.schema())?;
+            let types = prepared::bound_types(&self.plan.parameters, params);
+            let logical = self.logical(&state, || query(&target), &target, &types);
+            let planned = self.session.planned_by(&state, &self.plan.cache, types.clone(), logical).await?;
+            if types.is_empty() {
+                prepared::check_count(prepared::parameters_of(&planned.logical)?.len(), params)?;
+            }
+            let physical = planned.physical(&state, params, row).await?;
+            let changed = decode(&limits::collect(&state, physical).boxed().await?, &target.schema())?;
             self.apply(&state, &target, mutation, changed, params, row, &mut done).await?;
         }
         done.outcome(self.returning, schema)
@@ -209,9 +214,9 @@ impl Scanned<'_> {
         let target = self.session.catalog().stored(self.table)?;
         let mutation = target.begin_mutation().await;
         let state = self.session.statement_state();
-        let query = rewrite::over_parameters(query(&target)?, params)?;
-        let logical = self.session.planner(&state).plan(query.statement, Some(&query.overlay), &[]).await?;
-        let batches = self.rows_of(&state, logical, &target).await?;
+        let query = || rewrite::over_parameters(query(&target)?, params);
+        let logical = self.logical(&state, query, &target, &[]).await?;
+        let batches = self.session.collect(&state, &logical).await?;
         let mut ids = batches.iter().map(row_ids).collect::<Result<Vec<_>>>()?.concat();
         let found = ids.len();
         ids.sort_unstable();
@@ -224,9 +229,16 @@ impl Scanned<'_> {
         Ok(true)
     }
 
-    async fn rows_of(&self, state: &SessionState, plan: LogicalPlan, target: &Table) -> Result<Vec<RecordBatch>> {
-        let plan = vector_casts::name_columns(plan, &target.schema()).map_err(error::from_datafusion)?;
-        self.session.collect(state, &plan).await
+    async fn logical(
+        &self,
+        state: &SessionState,
+        query: impl FnOnce() -> Result<ChangeQuery>,
+        target: &Table,
+        types: &[FieldRef],
+    ) -> Result<LogicalPlan> {
+        let query = query()?;
+        let plan = self.session.planner(state).plan(query.statement, Some(&query.overlay), types).await?;
+        vector_casts::name_columns(plan, &target.schema()).map_err(error::from_datafusion)
     }
 
     #[expect(clippy::too_many_arguments, reason = "the state of one execution")]

@@ -256,8 +256,9 @@ impl DisplayAs for NearestExec {
         if let QueryVector::Later(query) = &self.run.query {
             write!(f, ", query={query}")?;
         }
-        if let Some(predicate) = &search.predicate {
-            write!(f, ", filter={predicate}")?;
+        if let Some(condition) = &self.run.condition {
+            let conjuncts: Vec<String> = condition.pushed.iter().map(ToString::to_string).collect();
+            write!(f, ", filter={}", conjuncts.join(" AND "))?;
         }
         write!(f, "{}", self.run.effort)?;
         write!(f, ", {}", self.run.path)

@@ -22,7 +22,7 @@ pub(super) struct DistanceCall {
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Query {
     Known(Vec<f32>),
-    /// A subquery that does not read the row: it is computed once, before the search.
+    /// A subquery that does not read the row, which is computed once, before the search, or a parameter.
     Later(Expr),
 }
 
@@ -31,6 +31,8 @@ impl Query {
         match expr {
             Expr::Literal(constant, _) => vector(constant, function).map(Self::Known),
             Expr::ScalarSubquery(subquery) if subquery.outer_ref_columns.is_empty() => Some(Self::Later(expr.clone())),
+            Expr::Placeholder(_) => Some(Self::Later(expr.clone())),
+            Expr::Cast(cast) if matches!(*cast.expr, Expr::Placeholder(_)) => Some(Self::Later(expr.clone())),
             _ => None,
         }
     }
@@ -40,6 +42,11 @@ impl Query {
         let data_type = match self {
             Self::Known(vector) => return vector.len() == width,
             Self::Later(Expr::ScalarSubquery(subquery)) => subquery.subquery.schema().field(0).data_type(),
+            Self::Later(Expr::Cast(cast)) => cast.field.data_type(),
+            Self::Later(Expr::Placeholder(parameter)) => match &parameter.field {
+                Some(field) => field.data_type(),
+                None => return false,
+            },
             Self::Later(_) => return false,
         };
         match data_type {
@@ -88,10 +95,7 @@ impl DistanceCall {
     pub fn of(expr: &Expr, ascending: bool) -> Option<Self> {
         let Expr::ScalarFunction(call) = expr else { return None };
         let function = DistanceFunction::of(call.func.name()).filter(|function| function.ascends() == ascending)?;
-        let (column, constant) = match call.args.as_slice() {
-            [Expr::Column(column), constant] | [constant, Expr::Column(column)] => (column, constant),
-            _ => return None,
-        };
+        let (column, constant) = column_and_constant(expr)?;
         Some(Self { expr: expr.clone(), column: column.clone(), query: Query::of(constant, function)?, function })
     }
 
@@ -99,7 +103,12 @@ impl DistanceCall {
     /// search.
     pub fn bounds(&self, condition: &Expr) -> bool {
         let Expr::BinaryExpr(BinaryExpr { left, op, right }) = condition else { return false };
-        let is_bound = |expr: &Expr| matches!(expr, Expr::Literal(value, _) if !value.is_null());
+        let is_bound = |expr: &Expr| match expr {
+            Expr::Literal(value, _) => !value.is_null(),
+            // No row passes a bound that turns out to be NULL.
+            Expr::Placeholder(_) => true,
+            _ => false,
+        };
         let op = match (**left == self.expr, **right == self.expr) {
             (true, _) if is_bound(right) => *op,
             (_, true) if is_bound(left) => match op.swap() {
@@ -112,6 +121,15 @@ impl DistanceCall {
             true => matches!(op, Operator::Lt | Operator::LtEq),
             false => matches!(op, Operator::Gt | Operator::GtEq),
         }
+    }
+}
+
+/// The arguments of a call with a column and something else.
+pub(super) fn column_and_constant(call: &Expr) -> Option<(&Column, &Expr)> {
+    let Expr::ScalarFunction(call) = call else { return None };
+    match call.args.as_slice() {
+        [Expr::Column(column), constant] | [constant, Expr::Column(column)] => Some((column, constant)),
+        _ => None,
     }
 }
 

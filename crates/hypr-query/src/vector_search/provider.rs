@@ -7,15 +7,16 @@ use arrow_schema::{DataType, Field, Schema, SchemaRef};
 use async_trait::async_trait;
 use datafusion::catalog::{Session, TableProvider};
 use datafusion::common::tree_node::{Transformed, TreeNode};
-use datafusion::common::{Column, DFSchema, Result};
-use datafusion::logical_expr::utils::split_conjunction;
+use datafusion::common::{Column, DFSchema, DataFusionError, Result};
+use datafusion::logical_expr::utils::{conjunction, split_conjunction};
 use datafusion::logical_expr::{Expr, TableType};
+use datafusion::physical_expr::create_physical_expr;
 use datafusion::physical_plan::ExecutionPlan;
 use hypr_storage::Table;
 
 use super::DISTANCE_COLUMN;
 use super::exec::{Condition, NearestExec, QueryVector};
-use super::pattern::{DistanceCall, Query};
+use super::pattern::{DistanceCall, Query, column_and_constant};
 use super::settings::SearchSettings;
 use crate::error;
 
@@ -32,11 +33,12 @@ pub(super) struct NearestSearch {
     pub nulls_first: bool,
     /// Rows without a vector are not wanted.
     pub not_null: bool,
-    /// Over the table's columns.
-    pub predicate: Option<Expr>,
 }
 
 /// The columns of a table, and the distance of each row.
+///
+/// Its scans have as filters the conditions on rows, before them, of a [`Query::Later`], the call of the distance
+/// function as something that is not null: there the planner gives it its value.
 pub(super) struct NearestTable {
     table: Arc<Table>,
     schema: SchemaRef,
@@ -67,7 +69,8 @@ impl NearestTable {
         positions.sort_unstable();
         let schema = DFSchema::try_from(columns.project(&positions)?)?;
         Ok(Condition {
-            physical: state.create_physical_expr(expr.clone(), &schema)?,
+            // The expression comes out of the optimizer, and a vector is costly to simplify.
+            physical: create_physical_expr(&expr, &schema, state.execution_props())?,
             columns: positions,
             pushed: split_conjunction(&expr).into_iter().cloned().collect(),
         })
@@ -88,19 +91,24 @@ impl TableProvider for NearestTable {
         &self,
         state: &dyn Session,
         projection: Option<&Vec<usize>>,
-        _: &[Expr],
+        filters: &[Expr],
         _: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
         let search = &self.search;
-        let condition = match &search.predicate {
-            Some(predicate) => Some(self.condition(state, predicate)?),
+        let (call, conditions, query) = match &search.call.query {
+            Query::Known(vector) => (&search.call.expr, filters, QueryVector::Known(vector.clone())),
+            Query::Later(_) => {
+                let (call, conditions) = call_and_conditions(filters)?;
+                let (_, query) = column_and_constant(call).ok_or_else(lost)?;
+                let query = create_physical_expr(query, &DFSchema::empty(), state.execution_props())?;
+                (call, conditions, QueryVector::Later(query))
+            }
+        };
+        let condition = match conjunction(conditions.iter().cloned()) {
+            Some(condition) => Some(self.condition(state, &condition)?),
             None => None,
         };
-        let distance = self.condition(state, &search.call.expr)?;
-        let query = match &search.call.query {
-            Query::Known(vector) => QueryVector::Known(vector.clone()),
-            Query::Later(expr) => QueryVector::Later(state.create_physical_expr(expr.clone(), &DFSchema::empty())?),
-        };
+        let distance = self.condition(state, call)?;
         let pinned = self.table.pin();
         let path =
             pinned.search_path(search.column, search.call.function.metric()).await.map_err(error::to_datafusion)?;
@@ -119,6 +127,18 @@ impl TableProvider for NearestTable {
         );
         Ok(Arc::new(exec))
     }
+}
+
+/// The call of the distance function, with its value, and the conditions on rows.
+fn call_and_conditions(filters: &[Expr]) -> Result<(&Expr, &[Expr])> {
+    match filters {
+        [Expr::IsNotNull(call), conditions @ ..] => Ok((call, conditions)),
+        _ => Err(lost()),
+    }
+}
+
+fn lost() -> DataFusionError {
+    DataFusionError::Internal("a search for nearest rows lost what it compares with".to_owned())
 }
 
 fn unqualified(expr: Expr) -> Result<Expr> {

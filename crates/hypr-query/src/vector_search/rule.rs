@@ -131,9 +131,8 @@ impl<'a> Match<'a> {
             ties: sort.expr.len() > 1,
             nulls_first: sort.expr.first().is_some_and(|key| key.nulls_first),
             not_null,
-            predicate: conjunction(conditions),
         };
-        let mut plan = self.nearest_scan(search)?;
+        let mut plan = self.nearest_scan(search, conditions)?;
         let mut distance = distance_column(&plan)?;
         if let Some(bounds) = conjunction(bounds) {
             let predicate = replace(bounds, &self.call.expr, &distance)?;
@@ -161,17 +160,19 @@ impl<'a> Match<'a> {
         sorted(sort, plan, &self.sort_key, &distance)
     }
 
-    /// The scan of the table with the distance as one more column.
-    fn nearest_scan(&self, search: NearestSearch) -> Result<LogicalPlan> {
+    /// The scan of the table, of the rows that meet `conditions`, with the distance as one more column.
+    fn nearest_scan(&self, search: NearestSearch, conditions: Vec<Expr>) -> Result<LogicalPlan> {
         let source = provider_as_source(Arc::new(NearestTable::new(Arc::clone(&self.table), search)));
         let mut projection =
             self.scan.projection.clone().unwrap_or_else(|| (0..self.scan.source.schema().fields().len()).collect());
         projection.push(source.schema().fields().len() - 1);
-        // The planner computes the subqueries that it sees in expressions of the plan. This one says nothing of rows.
-        let named = match self.call.query {
+        // The planner computes the subqueries and binds the parameters that it sees in expressions of the plan. The first
+        // of these says nothing of rows.
+        let mut named = match self.call.query {
             Query::Later(_) => vec![self.call.expr.clone().is_not_null()],
             Query::Known(_) => Vec::new(),
         };
+        named.extend(conditions);
         TableScan::try_new(self.scan.table_name.clone(), source, Some(projection), named, None)
             .map(LogicalPlan::TableScan)
     }
@@ -230,7 +231,6 @@ fn unaliased(expr: &Expr) -> &Expr {
 fn is_plain(condition: &Expr) -> bool {
     let odd = |expr: &Expr| match expr {
         Expr::ScalarSubquery(_) | Expr::InSubquery(_) | Expr::Exists(_) | Expr::OuterReferenceColumn(..) => true,
-        Expr::Placeholder(_) => true,
         Expr::ScalarFunction(call) => call.func.signature().volatility != Volatility::Immutable,
         _ => false,
     };

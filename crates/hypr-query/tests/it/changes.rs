@@ -1,6 +1,7 @@
 //! Changes under concurrency, over many executions, and across a reopening.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use arrow::array::{ArrayRef, Int64Array, RecordBatch, StringArray};
 use hypr_common::ErrorKind;
@@ -216,4 +217,68 @@ async fn functions_written_in_sql_and_old_columns_survive_a_reopening() {
     assert_eq!(fixture.lines(then).await, ["1|1|1", "2|NULL|3"]);
     assert!(fixture.session.engine().function_names().contains(&"wavg".to_owned()));
     fixture.database.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_is_found_without_a_scan_once_its_index_is_built() {
+    let fixture = Fixture::new().await;
+    fixture.affected("CREATE TABLE t (id INT PRIMARY KEY, n BIGINT)").await;
+    fixture.affected("INSERT INTO t SELECT value, value * 10 FROM generate_series(1, 1000)").await;
+    let plan = fixture.lines("EXPLAIN SELECT n FROM t WHERE id = 7").await.join("\n");
+    assert!(plan.contains("KeyLookupExec: table=public.t, key=(id), projection=[id, n], rows=1"), "{plan}");
+    let plan = fixture.lines("EXPLAIN UPDATE t SET n = 0 WHERE id = 5000").await.join("\n");
+    assert!(plan.contains("rows=0"), "{plan}");
+    let plan = fixture.lines("EXPLAIN SELECT n FROM t WHERE id > 7").await.join("\n");
+    assert!(!plan.contains("KeyLookupExec"), "{plan}");
+    // A bound value has the type of the client, here not that of the column.
+    let prepared = fixture.session.prepare("SELECT n FROM t WHERE id = ?").await.unwrap();
+    for id in [7, 8, 5000] {
+        let outcome = fixture.session.execute_prepared(&prepared, &params(vec![numbers([id])])).await.unwrap();
+        let expected: Vec<String> = if id <= 1000 { vec![(id * 10).to_string()] } else { Vec::new() };
+        assert_eq!(lines(&collect(outcome).await.unwrap()), expected);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn readers_by_key_see_every_row_once_while_it_changes() {
+    const ROUNDS: i64 = 150;
+    let fixture = Arc::new(Fixture::new().await);
+    fixture.affected("CREATE TABLE t (id BIGINT PRIMARY KEY, n BIGINT)").await;
+    fixture.affected("INSERT INTO t VALUES (1, 0), (2, 0)").await;
+    let done = Arc::new(AtomicBool::new(false));
+    let readers = (0..3).map(|_| {
+        let (fixture, done) = (Arc::clone(&fixture), Arc::clone(&done));
+        tokio::spawn(async move {
+            let (mut last, mut reads) = (0, 0);
+            while !done.load(Ordering::Relaxed) || reads == 0 {
+                let seen = fixture.lines("SELECT n FROM t WHERE id = 1").await;
+                let [n] = seen.as_slice() else { panic!("the row was seen {} times", seen.len()) };
+                let n: i64 = n.parse().unwrap();
+                assert!(n >= last, "{n} after {last}");
+                // Key 2 comes and goes; key 3 never was there.
+                assert!(fixture.lines("SELECT n FROM t WHERE id = 2").await.len() < 2);
+                assert!(fixture.lines("SELECT n FROM t WHERE id = 3").await.is_empty());
+                (last, reads) = (n, reads + 1);
+            }
+        })
+    });
+    let readers: Vec<_> = readers.collect();
+    for round in 1..=ROUNDS {
+        assert_eq!(fixture.affected("UPDATE t SET n = n + 1 WHERE id = 1").await, 1);
+        let (change, left) = match round % 2 {
+            1 => ("DELETE FROM t WHERE id = 2", Vec::new()),
+            _ => ("INSERT INTO t VALUES (2, 5)", vec!["5".to_owned()]),
+        };
+        assert_eq!(fixture.affected(change).await, 1);
+        // What was acknowledged is seen.
+        assert_eq!(fixture.lines("SELECT n FROM t WHERE id = 2").await, left);
+        assert_eq!(fixture.lines("SELECT n FROM t WHERE id = 1").await, [round.to_string()]);
+        if round % 50 == 0 {
+            fixture.database.flush().await.unwrap();
+        }
+    }
+    done.store(true, Ordering::Relaxed);
+    for reader in readers {
+        reader.await.unwrap();
+    }
 }

@@ -6,7 +6,7 @@
 //! message. A block that shows what cannot run here is fenced as `sql no-run`. A block fenced as `sql values` has
 //! a line an expression: `abs(-3) -- 3` says what `SELECT abs(-3)` gives.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use arrow::array::{Array, RecordBatch};
 use arrow::util::display::{ArrayFormatter, FormatOptions};

@@ -1,6 +1,5 @@
 //! Time series against what DuckDB and pandas answer, and continuous aggregates under every kind of change.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 

@@ -185,7 +185,12 @@ impl PinnedTable {
         width(field)
     }
 
-    pub(super) async fn places(&self) -> Result<Places> {
+    /// The table's name with its schema.
+    pub(crate) fn name(&self) -> String {
+        self.shared.definition.qualified_name()
+    }
+
+    pub(crate) async fn places(&self) -> Result<Places> {
         Places::of(&self.snapshot, &self.shared.vectors.row_maps).await
     }
 

@@ -4,7 +4,6 @@
 //! list of runs that ascend together; a fragment is read again only when rows of it were deleted or it is new.
 
 use std::collections::HashMap;
-use std::ops::Range;
 use std::sync::{Arc, OnceLock, Weak};
 
 use arrow_array::cast::AsArray;
@@ -18,7 +17,7 @@ use parking_lot::Mutex;
 
 use crate::ROW_ID_COLUMN;
 use crate::lance_store::lance_error;
-use crate::tail::{Snapshot, TailBatch, is_dead};
+use crate::tail::{Snapshot, is_dead};
 
 /// Rows `first_id .. first_id + len` at `address ..`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -144,8 +143,6 @@ pub(crate) enum Place {
 #[derive(Debug)]
 struct PlaceIndex {
     lance: Option<Arc<RowMap>>,
-    /// The ids of each batch of the tail: their bounds, and whether they ascend.
-    tail: Vec<(Range<u64>, bool)>,
     /// The addresses of rows in Lance that are not dead, once somebody asks.
     live: OnceLock<Arc<RowAddrMask>>,
 }
@@ -171,13 +168,7 @@ impl Places {
             Some(dataset) => Some(maps.of(dataset).await?),
             None => None,
         };
-        let bounds = |batch: &Arc<TailBatch>| {
-            let ids = ids_of(batch);
-            let first = ids.iter().min().copied().unwrap_or(0);
-            (first..ids.iter().max().map_or(first, |last| last + 1), ids.is_sorted())
-        };
-        let index =
-            Arc::new(PlaceIndex { lance, tail: snapshot.batches.iter().map(bounds).collect(), live: OnceLock::new() });
+        let index = Arc::new(PlaceIndex { lance, live: OnceLock::new() });
         // The weak reference keeps the address from being used again.
         *maps.last.lock() = Some((Arc::downgrade(snapshot), Arc::clone(&index)));
         Ok(Self { snapshot: Arc::clone(snapshot), index })
@@ -220,22 +211,18 @@ impl Places {
         if let Some(address) = self.index.lance.as_ref().and_then(|lance| lance.address(id)) {
             return Some(Place::Lance(address));
         }
-        self.index.tail.iter().enumerate().find_map(|(batch, (bounds, sorted))| {
-            if !bounds.contains(&id) {
+        self.snapshot.batches.iter().enumerate().find_map(|(at, batch)| {
+            let bounds = batch.bounds();
+            if !bounds.ids.contains(&id) {
                 return None;
             }
-            let ids = ids_of(&self.snapshot.batches[batch]);
-            let row = match sorted {
-                true => ids.binary_search(&id).ok()?,
-                false => ids.iter().position(|other| *other == id)?,
+            let row = match bounds.ascend {
+                true => batch.ids().binary_search(&id).ok()?,
+                false => batch.ids().iter().position(|other| *other == id)?,
             };
-            Some(Place::Tail { batch, row })
+            Some(Place::Tail { batch: at, row })
         })
     }
-}
-
-fn ids_of(batch: &TailBatch) -> &[u64] {
-    batch.rows.column(batch.rows.num_columns() - 1).as_primitive::<UInt64Type>().values()
 }
 
 #[cfg(test)]
