@@ -15,8 +15,9 @@ import gguf
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from transformers import (AutoModel, AutoModelForCausalLM, AutoTokenizer, BertConfig, BertModel, LlamaConfig,
-                          LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM)
+from transformers import (AutoModel, AutoModelForCausalLM, AutoTokenizer, BertConfig, BertModel, CLIPConfig, CLIPModel,
+                          LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM,
+                          ViTConfig, ViTModel)
 
 FIXTURES = pathlib.Path(__file__).parent.parent / "tests" / "fixtures"
 TOKENS = [1, 17, 5, 63, 2, 40, 33, 8, 8, 21, 0, 54]
@@ -111,6 +112,71 @@ def tiny_models():
     save("tiny-bert", bert, {"tokens": TOKENS, "states": rounded(states)})
 
 
+def more_decoders():
+    """The shapes that the first four leave out: stretched wavelengths (Llama 3.1 and 3.2, and by one factor), as many keys
+    as queries (LLaMA 1), three queries a key and an odd width (SmolLM2), Qwen2.5 untied, Qwen3 tied."""
+    llama = dict(SMALL, num_key_value_heads=2, rms_norm_eps=1e-5)
+    llama3 = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0,
+              "high_freq_factor": 4.0, "original_max_position_embeddings": 24}
+    decoder("tiny-llama3", LlamaForCausalLM(LlamaConfig(**llama, head_dim=16, rope_parameters=llama3,
+                                                        tie_word_embeddings=True)))
+    linear = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}
+    decoder("tiny-llama1", LlamaForCausalLM(LlamaConfig(**dict(llama, num_key_value_heads=4), rope_parameters=linear,
+                                                        tie_word_embeddings=False)))
+    smollm = dict(llama, hidden_size=36, num_attention_heads=3, num_key_value_heads=1)
+    theta = {"rope_type": "default", "rope_theta": 100000.0}
+    decoder("tiny-smollm", LlamaForCausalLM(LlamaConfig(**smollm, rope_parameters=theta, tie_word_embeddings=True)))
+    decoder("tiny-qwen2-untied", Qwen2ForCausalLM(Qwen2Config(**llama, tie_word_embeddings=False)))
+    decoder("tiny-qwen3-tied", Qwen3ForCausalLM(Qwen3Config(**llama, head_dim=8, tie_word_embeddings=True)))
+
+
+def words_tokenizer():
+    """Sixty-two words, `w0` to `w61`, between a first and a last token, as CLIP's tokenizer puts them."""
+    vocab = {f"w{i}": i for i in range(62)} | {"<|startoftext|>": 62, "<|endoftext|>": 63}
+    special = [{"id": i, "content": text, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
+                "special": True} for text, i in list(vocab.items())[62:]]
+    ends = [{"SpecialToken": {"id": "<|startoftext|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}},
+            {"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}]
+    tokens = {text: {"id": text, "ids": [i], "tokens": [text]} for text, i in list(vocab.items())[62:]}
+    return {"version": "1.0", "truncation": None, "padding": None, "added_tokens": special, "normalizer": None,
+            "pre_tokenizer": {"type": "WhitespaceSplit"}, "decoder": None,
+            "post_processor": {"type": "TemplateProcessing", "single": ends, "pair": ends, "special_tokens": tokens},
+            "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "w0"}}
+
+
+def encoders_of_pictures():
+    """ViT, and CLIP's towers and joint space, on pictures of 16 x 16 in patches of 4."""
+    pixels = torch.sin(torch.arange(3 * 16 * 16).reshape(1, 3, 16, 16) * 0.37) * 1.5
+    sees = dict(intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=16, patch_size=4)
+    settings = {"size": {"height": 16, "width": 16}, "resample": 3, "image_mean": [0.5] * 3, "image_std": [0.25] * 3}
+    vit = randomise(ViTModel(ViTConfig(hidden_size=32, **sees), add_pooling_layer=False))
+    with torch.no_grad():
+        states = vit(pixels).last_hidden_state[0]
+    saved("tiny-vit", vit, settings, {"pixels": rounded(pixels), "states": rounded(states), "class": rounded(states[0])})
+
+    reads = dict(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+                 max_position_embeddings=16, bos_token_id=62, eos_token_id=63, pad_token_id=0)
+    clip = randomise(CLIPModel(CLIPConfig(text_config=reads, vision_config=dict(sees, hidden_size=40), projection_dim=24)))
+    tokens = [62, 17, 5, 60, 2, 40, 63]
+    with torch.no_grad():
+        both = clip(input_ids=torch.tensor([tokens]), pixel_values=pixels)
+        text, image = clip.text_model(torch.tensor([tokens])), clip.vision_model(pixels)
+    saved("tiny-clip", clip, settings, {
+        "tokens": tokens, "text": "w17 w5 w60 w2 w40", "pixels": rounded(pixels),
+        "text_states": rounded(text.last_hidden_state[0]), "text_pooled": rounded(text.pooler_output[0]),
+        "text_embedding": rounded(both.text_embeds[0]), "image_pooled": rounded(image.pooler_output[0]),
+        "image_embedding": rounded(both.image_embeds[0])})
+    (FIXTURES / "tiny-clip" / "tokenizer.json").write_text(json.dumps(words_tokenizer()))
+
+
+def saved(name, model, preprocessor, expected):
+    """With the names that published checkpoints have."""
+    directory = FIXTURES / name
+    model.save_pretrained(directory)
+    (directory / "preprocessor_config.json").write_text(json.dumps(preprocessor))
+    (directory / "expected.json").write_text(json.dumps(expected))
+
+
 PROMPTS = [
     "The capital of France is",
     "Sherlock Holmes took his bottle from the corner of the mantel-piece",
@@ -168,6 +234,8 @@ def minilm(directory):
 def main():
     FIXTURES.mkdir(parents=True, exist_ok=True)
     tiny_models()
+    more_decoders()
+    encoders_of_pictures()
     models = pathlib.Path(sys.argv[1])
     smollm2(next(models.rglob("SmolLM2-135M-Instruct.Q4_1.gguf")))
     minilm(next(p.parent for p in models.rglob("model.safetensors") if (p.parent / "1_Pooling").exists()))

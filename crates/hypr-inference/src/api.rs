@@ -10,6 +10,8 @@ use futures::stream::BoxStream;
 use hypr_common::Result;
 use hypr_common::model::ModelMetadata;
 
+pub use crate::input::{EmbedInput, InputKind};
+
 /// The engine as its callers see it. `EngineHandle` implements it.
 pub trait Inference: Send + Sync + fmt::Debug {
     /// Generates text for one prompt. Dropping the future stops the sequence and frees its memory at the
@@ -28,7 +30,7 @@ pub trait Inference: Send + Sync + fmt::Debug {
     /// As [`Inference::generate`], as the stream's last item.
     fn generate_stream(&self, request: GenerateRequest) -> BoxStream<'static, Result<Token>>;
 
-    /// Embeds texts; the answer has one vector of the model's width per input, in order.
+    /// Embeds texts, pictures or sounds; the answer has one vector of the model's width per input, in order.
     ///
     /// # Errors
     /// As [`Inference::generate`].
@@ -50,6 +52,10 @@ pub enum Task {
     Generate,
     /// Turn text into a vector.
     Embed,
+    /// Turn a picture into a vector.
+    EmbedImage,
+    /// Turn sound into a vector.
+    EmbedAudio,
 }
 
 impl Task {
@@ -58,13 +64,20 @@ impl Task {
         match self {
             Task::Generate => "generate",
             Task::Embed => "embed",
+            Task::EmbedImage => "embed_image",
+            Task::EmbedAudio => "embed_audio",
         }
     }
 }
 
 impl fmt::Display for Task {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
+        f.write_str(match self {
+            Task::Generate => "generate",
+            Task::Embed => "embed text",
+            Task::EmbedImage => "embed pictures",
+            Task::EmbedAudio => "embed sound",
+        })
     }
 }
 
@@ -185,13 +198,13 @@ pub struct Generation {
     pub model_version: u64,
 }
 
-/// Texts to embed.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Inputs to embed, all of one kind.
+#[derive(Clone, Debug, PartialEq)]
 pub struct EmbedRequest {
     /// The model's id; `None` asks for the default.
     pub model: Option<String>,
-    /// The texts; each is cut to the model's longest input.
-    pub inputs: Vec<String>,
+    /// The inputs; a text is cut to the model's longest.
+    pub inputs: Vec<EmbedInput>,
     /// Scale every vector to length 1.
     pub normalize: bool,
 }

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::api::Task;
 use crate::families::Family;
+use crate::image_processor::ImageProcessor;
 
 /// The configuration of one model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -43,6 +44,9 @@ pub struct ModelConfig {
     /// Base of the rotation's wavelengths.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rope_base: Option<f32>,
+    /// How the wavelengths are stretched for longer sequences.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rope_scaling: Option<RopeScaling>,
     /// The output head is the token embedding.
     pub tie_word_embeddings: bool,
     /// Starts a text where `add_bos_token` says so.
@@ -60,12 +64,117 @@ pub struct ModelConfig {
     /// The chat template's side file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chat_template: Option<String>,
+    /// Values of a vector, where a matrix takes states into a joint space.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub embedding_size: Option<usize>,
+    /// The pictures, where the model sees.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<ImageConfig>,
+    /// The second tower, which sees, where the model has two.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vision: Option<Box<ModelConfig>>,
     /// How token states become one vector; absent where the model does not embed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pooling: Option<Pooling>,
     /// The longest text to embed, in tokens, special ones included.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_input_tokens: Option<usize>,
+}
+
+/// What a model sees.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ImageConfig {
+    /// Height and width of a picture.
+    pub image_size: usize,
+    /// Height and width of a patch.
+    pub patch_size: usize,
+    /// How pictures are made ready, the keys of `preprocessor_config.json`.
+    pub preprocessor: serde_json::Value,
+}
+
+impl ImageConfig {
+    /// Patches and the class token.
+    pub fn tokens(&self) -> usize {
+        (self.image_size / self.patch_size).pow(2) + 1
+    }
+
+    /// How pictures are made ready.
+    ///
+    /// # Errors
+    /// `InvalidInput` for settings without a meaning, or that give pictures of another size.
+    pub fn processor(&self) -> Result<ImageProcessor> {
+        let processor = ImageProcessor::from_json(&self.preprocessor)?;
+        let [height, width] = processor.size()?;
+        if (height, width) != (self.image_size, self.image_size) {
+            return Err(Error::invalid(format!(
+                "the model sees pictures of {0} x {0} and its preprocessor gives {width} x {height}",
+                self.image_size
+            )));
+        }
+        Ok(processor)
+    }
+
+    /// Refuses sizes that no network can have.
+    pub(crate) fn check(&self) -> Result<()> {
+        let (side, patch) = (self.image_size, self.patch_size);
+        if patch == 0 || side == 0 || side > MAX_IMAGE_SIZE || !side.is_multiple_of(patch) {
+            return Err(Error::corrupted(format!("pictures of {side} x {side} have no patches of {patch} x {patch}")));
+        }
+        self.processor().map(|_| ())
+    }
+}
+
+/// How wavelengths are stretched.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "rope_type", rename_all = "lowercase")]
+pub enum RopeScaling {
+    /// All by one factor (arXiv:2306.15595).
+    Linear {
+        /// Times longer.
+        factor: f32,
+    },
+    /// The long ones by the factor, the short ones not, those between in part (Llama 3.1).
+    Llama3 {
+        /// Times longer.
+        factor: f32,
+        /// Wavelengths above the original length by this divisor are stretched whole.
+        low_freq_factor: f32,
+        /// Wavelengths below the original length by this divisor stay.
+        high_freq_factor: f32,
+        /// The longest sequence before the stretching.
+        original_max_position_embeddings: f32,
+    },
+}
+
+impl RopeScaling {
+    /// The stretched form of a frequency, in radians a token.
+    pub fn apply(self, frequency: f64) -> f64 {
+        match self {
+            Self::Linear { factor } => frequency / f64::from(factor),
+            Self::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } => {
+                let stretched = frequency / f64::from(factor);
+                let (low, high) = (f64::from(low_freq_factor), f64::from(high_freq_factor));
+                let turns = f64::from(original_max_position_embeddings) * frequency / std::f64::consts::TAU;
+                let kept = ((turns - low) / (high - low)).clamp(0.0, 1.0);
+                (1.0 - kept) * stretched + kept * frequency
+            }
+        }
+    }
+
+    fn check(self) -> Result<()> {
+        let sound = match self {
+            Self::Linear { factor } => factor.is_finite() && factor >= 1.0,
+            Self::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } => {
+                factor.is_finite()
+                    && factor >= 1.0
+                    && 0.0 < low_freq_factor
+                    && low_freq_factor < high_freq_factor
+                    && high_freq_factor.is_finite()
+                    && original_max_position_embeddings >= 1.0
+            }
+        };
+        if sound { Ok(()) } else { Err(Error::corrupted(format!("the model's rope scaling is {self:?}"))) }
+    }
 }
 
 /// Which values of a head form the pairs that rotate.
@@ -88,6 +197,8 @@ pub enum ActivationName {
     Gelu,
     /// By the tanh approximation.
     GeluTanh,
+    /// By the logistic approximation.
+    QuickGelu,
 }
 
 /// How token states become one vector.
@@ -98,8 +209,12 @@ pub enum Pooling {
     Mean,
     /// The first token.
     Cls,
+    /// The first token that ends a text.
+    Eos,
 }
 
+/// The largest height and width of pictures that a network sees.
+const MAX_IMAGE_SIZE: usize = 4096;
 /// No dimension of a model is larger; products of two fit in 64 bits with room.
 const MAX_DIM: usize = 1 << 24;
 
@@ -122,7 +237,8 @@ impl ModelConfig {
     /// `Corrupted`, naming the first wrong value.
     pub fn check(&self) -> Result<()> {
         let sizes = [
-            ("vocab_size", self.vocab_size),
+            // A network that sees has no vocabulary.
+            ("vocab_size", if self.image.is_some() { 1 } else { self.vocab_size }),
             ("hidden_size", self.hidden_size),
             ("intermediate_size", self.intermediate_size),
             ("num_hidden_layers", self.num_hidden_layers),
@@ -130,6 +246,7 @@ impl ModelConfig {
             ("num_key_value_heads", self.num_key_value_heads),
             ("head_dim", self.head_dim),
             ("context_length", self.context_length),
+            ("embedding_size", self.embedding_size.unwrap_or(1)),
         ];
         for (name, size) in sizes {
             if size == 0 || size > MAX_DIM {
@@ -145,10 +262,21 @@ impl ModelConfig {
         if self.rope.is_some() && !self.head_dim.is_multiple_of(2) {
             return Err(Error::corrupted(format!("heads of width {} cannot rotate in pairs", self.head_dim)));
         }
+        self.image.as_ref().map_or(Ok(()), ImageConfig::check)?;
+        self.rope_scaling.map_or(Ok(()), RopeScaling::check)?;
+        self.vision.as_ref().map_or(Ok(()), |vision| vision.check_tower())?;
         if !(self.norm_eps.is_finite() && self.norm_eps >= 0.0) {
             return Err(Error::corrupted(format!("the model's norm_eps is {}", self.norm_eps)));
         }
         Ok(())
+    }
+
+    /// A second tower has none of its own.
+    fn check_tower(&self) -> Result<()> {
+        if self.vision.is_some() || self.image.is_none() {
+            return Err(Error::corrupted("the model's second tower is no vision transformer"));
+        }
+        self.check()
     }
 
     /// Whether the model can do `task`.

@@ -13,6 +13,9 @@ use hypr_common::model::{LayerTable, ModelTables};
 use hypr_common::{Error, Result};
 use hypr_tensor::{DType, quant};
 
+use crate::families::VISION;
+use crate::onnx::OnnxConfig;
+
 /// Tables that are added to the states as they are.
 const ADDED: [&str; 2] = ["embed_positions", "embed_token_types"];
 /// The matrices of the first and the last step, where few bits cost most.
@@ -24,8 +27,11 @@ const ENDS: [&str; 2] = ["embed_tokens", "lm_head"];
 ///
 /// # Errors
 /// `InvalidInput` for a model that is in blocks already, unless `format` is a plain one, and for weights that are not
-/// finite; `Corrupted` for tables that are not of `hypr_common::model::layer_schema`.
+/// finite; `Unsupported` for an ONNX graph, whose operators name their formats; `Corrupted` for tables that are not of `hypr_common::model::layer_schema`.
 pub fn convert(tables: &ModelTables, model_id: &str, format: DType) -> Result<ModelTables> {
+    if OnnxConfig::is_of(&tables.metadata) {
+        return Err(Error::unsupported("an ONNX graph keeps its formats; convert it before it is imported"));
+    }
     let mut converted = tables.clone();
     converted.metadata.model_id = model_id.to_owned();
     for layer in &mut converted.layers {
@@ -49,7 +55,7 @@ fn piece(piece: &RecordBatch, format: DType) -> Result<RecordBatch> {
     let shape = shape.as_primitive_opt::<Int32Type>().ok_or_else(|| malformed("shape"))?.values().to_vec();
     let [rows, cols] = shape[..] else { return Ok(piece.clone()) };
     let cols = usize::try_from(cols).map_err(|_| malformed("shape"))?;
-    if rows < 2 || ADDED.contains(&name) {
+    if rows < 2 || ADDED.contains(&name.strip_prefix(VISION).unwrap_or(name)) {
         return Ok(piece.clone());
     }
     let to = format_of(name, cols, format);

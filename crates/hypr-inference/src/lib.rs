@@ -8,22 +8,29 @@
 //! and anything that knows where a model came from.
 
 pub mod api;
+pub mod audio;
 pub mod block_pool;
 pub mod chat;
 pub mod config;
 pub mod convert;
+pub mod encoder;
 pub mod engine;
 pub mod families;
+pub mod image_processor;
 pub mod import;
+pub mod input;
 pub mod kv_cache;
 pub mod model;
+pub mod onnx;
 pub mod prompt;
 pub mod sampler;
 pub mod tokenizer;
 pub mod transformer;
+pub mod vision;
 pub mod weights;
 
 pub use api::{
-    ChatMessage, EmbedRequest, FinishReason, GenerateRequest, Generation, Inference, Prompt, Sampling, Task, Token,
+    ChatMessage, EmbedInput, EmbedRequest, FinishReason, GenerateRequest, Generation, Inference, Prompt, Sampling, Task,
+    Token,
 };
 pub use engine::{EngineHandle, EngineMetrics, EngineOptions, EngineService, engine};

@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use hypr_common::model::{ModelMetadata, ModelTables};
 use hypr_common::{Error, Result};
-use hypr_tensor::Kernels;
+use hypr_tensor::{Kernels, Scratch, WeightArray};
 
 use crate::api::{ChatMessage, Task};
 use crate::chat::ChatTemplate;
 use crate::config::{ModelConfig, Pooling};
 use crate::tokenizer::TextTokenizer;
 use crate::transformer::{Chunk, Transformer, Workspace};
+use crate::weights::Weights;
 
 /// One version of a model.
 #[derive(Debug)]
@@ -19,6 +20,8 @@ pub struct Model {
     tokenizer: TextTokenizer,
     chat: Option<ChatTemplate>,
     transformer: Transformer,
+    /// `[joint, hidden]`, where the model has a joint space.
+    projection: Option<WeightArray>,
 }
 
 impl Model {
@@ -27,8 +30,15 @@ impl Model {
     /// # Errors
     /// `Corrupted` where weights, tokenizer or template are missing or damaged.
     pub fn open(tables: Arc<ModelTables>, max_positions: usize) -> Result<Self> {
-        let transformer = Transformer::open(&tables, max_positions)?;
+        let weights = Weights::new(&tables)?;
+        let transformer =
+            Transformer::of_weights(&weights, ModelConfig::from_metadata(&tables.metadata)?, max_positions)?;
         let config = transformer.config();
+        let after = config.num_hidden_layers as i32;
+        let projection = match config.embedding_size {
+            Some(joint) => Some(weights.matrix(after, "projection", joint, config.hidden_size)?),
+            None => None,
+        };
         let file = |name: &str| {
             tables.files.get(name).ok_or_else(|| {
                 Error::corrupted(format!("model {} has no file {name}; import it again", tables.metadata.model_id))
@@ -54,7 +64,7 @@ impl Model {
                 Some(ChatTemplate::new(source)?)
             }
         };
-        Ok(Self { tokenizer, chat, transformer, tables })
+        Ok(Self { tokenizer, chat, transformer, projection, tables })
     }
 
     /// The tables it runs on.
@@ -147,7 +157,7 @@ impl Model {
         Ok(tokens)
     }
 
-    /// Embeds texts of [`Model::encode_input`] in one pass; a vector of `[hidden]` each.
+    /// Embeds texts of [`Model::encode_input`] in one pass; a vector of `[hidden]` each, or of the joint space.
     ///
     /// # Errors
     /// As [`Transformer::forward`].
@@ -167,21 +177,36 @@ impl Model {
         for tokens in inputs {
             let (own, rest) = states.split_at(tokens.len() * hidden);
             states = rest;
-            let mut vector = match self.config().pooling {
+            vectors.push(match self.config().pooling {
                 Some(Pooling::Cls) => own[..hidden].to_vec(),
+                Some(Pooling::Eos) => own[self.end(tokens) * hidden..][..hidden].to_vec(),
                 Some(Pooling::Mean) | None => mean(own, hidden),
-            };
-            if normalize {
-                to_length_one(&mut vector);
-            }
-            vectors.push(vector);
+            });
+        }
+        let mut vectors = projected(kernels, self.projection.as_ref(), vectors);
+        if normalize {
+            vectors.iter_mut().for_each(|vector| to_length_one(vector));
         }
         Ok(vectors)
     }
+
+    /// The first token that ends a text, or the last.
+    fn end(&self, tokens: &[u32]) -> usize {
+        let ends = |token: &u32| self.config().eos_token_ids.contains(token);
+        tokens.iter().position(ends).unwrap_or(tokens.len().saturating_sub(1))
+    }
+}
+
+/// `vectors` in a joint space, by a matrix of `[joint, hidden]`; as they are where there is none.
+pub(crate) fn projected(kernels: &Kernels, matrix: Option<&WeightArray>, vectors: Vec<Vec<f32>>) -> Vec<Vec<f32>> {
+    let Some(matrix) = matrix else { return vectors };
+    let mut out = vec![0.0; vectors.len() * matrix.rows()];
+    kernels.linear(&vectors.concat(), vectors.len(), matrix, None, &mut out, &mut Scratch::default());
+    out.chunks_exact(matrix.rows()).map(<[f32]>::to_vec).collect()
 }
 
 /// The mean of the rows of `states`, `[n, hidden]`.
-fn mean(states: &[f32], hidden: usize) -> Vec<f32> {
+pub(crate) fn mean(states: &[f32], hidden: usize) -> Vec<f32> {
     let mut sum = vec![0.0; hidden];
     for row in states.chunks_exact(hidden) {
         for (sum, value) in sum.iter_mut().zip(row) {
@@ -193,11 +218,17 @@ fn mean(states: &[f32], hidden: usize) -> Vec<f32> {
     sum
 }
 
-fn to_length_one(vector: &mut [f32]) {
+pub(crate) fn to_length_one(vector: &mut [f32]) {
     let length = vector.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt() as f32;
     if length > 0.0 {
         vector.iter_mut().for_each(|value| *value /= length);
     }
+}
+
+/// Values of the vectors that a model embeds to: the joint space's where it has one, else the residual stream's.
+pub fn embedding_width(metadata: &ModelMetadata) -> i32 {
+    let size = metadata.architecture_config.get("embedding_size").and_then(serde_json::Value::as_i64);
+    size.and_then(|size| i32::try_from(size).ok()).unwrap_or(metadata.hidden_size)
 }
 
 /// Whether the metadata lists `task`.

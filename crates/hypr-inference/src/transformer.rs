@@ -91,8 +91,8 @@ struct Block {
 pub struct Transformer {
     config: ModelConfig,
     architecture: Architecture,
-    /// `[vocab, hidden]`.
-    embed_tokens: WeightArray,
+    /// `[vocab, hidden]`; none where the states come from pictures.
+    embed_tokens: Option<WeightArray>,
     /// `[positions, hidden]`.
     embed_positions: Option<WeightArray>,
     /// `[types, hidden]`; every token is of type 0.
@@ -113,7 +113,7 @@ pub struct Transformer {
 pub struct Chunk<'a> {
     /// At least one.
     pub tokens: &'a [u32],
-    /// What the sequence has seen; the pass appends to it. `None` for encoders.
+    /// What the sequence has seen; the pass appends to it. `None` for networks that do not continue text.
     pub cache: Option<&'a mut KvCache>,
     /// Whether the logits after the last of `tokens` are wanted.
     pub logits: bool,
@@ -135,8 +135,10 @@ pub struct Workspace {
     delta: Vec<f32>,
     gate: Vec<f32>,
     up: Vec<f32>,
-    /// `[chunks that want logits, vocab]`.
+    /// `[tokens after which logits are wanted, vocab]`.
     logits: Vec<f32>,
+    /// After how many of its last tokens each chunk wants logits.
+    rows: Vec<usize>,
     positions: Vec<u32>,
     scratch: Scratch,
 }
@@ -147,9 +149,15 @@ impl Workspace {
         Self::default()
     }
 
-    /// The logits of the last pass, a row of `[vocab]` for each chunk that wanted them, in order.
+    /// The logits of the last pass, a row of `[vocab]` for each token after which they were wanted, in order.
     pub fn logits_mut(&mut self) -> &mut [f32] {
         &mut self.logits
+    }
+
+    /// Room for `len` states, for [`Transformer::forward_states`].
+    pub fn states(&mut self, len: usize) -> &mut [f32] {
+        resize(&mut self.x, len);
+        &mut self.x
     }
 
     /// The final states of the last pass, `[n, hidden]`, chunk after chunk.
@@ -169,8 +177,14 @@ impl Transformer {
     /// # Errors
     /// `Corrupted` where weights are missing or of the wrong shape.
     pub fn open(tables: &ModelTables, max_positions: usize) -> Result<Self> {
-        let config = ModelConfig::from_metadata(&tables.metadata)?;
-        let weights = Weights::new(tables)?;
+        Self::of_weights(&Weights::new(tables)?, ModelConfig::from_metadata(&tables.metadata)?, max_positions)
+    }
+
+    /// As [`Transformer::open`], of one tower's weights.
+    ///
+    /// # Errors
+    /// As [`Transformer::open`].
+    pub fn of_weights(weights: &Weights, config: ModelConfig, max_positions: usize) -> Result<Self> {
         let architecture = config.family.architecture(&config);
         let (hidden, vocab) = (config.hidden_size, config.vocab_size);
         let max_positions = max_positions.min(config.context_length);
@@ -180,25 +194,30 @@ impl Transformer {
             (true, Some(_)) => Some(weights.matrix(after, "lm_head", vocab, hidden)?),
             (true, None) => Some(weights.matrix(EMBEDDING_LAYER, "embed_tokens", vocab, hidden)?),
         };
-        let norm = |layer, name: &str| NormWeights::open(&weights, layer, name, architecture.norm, hidden);
-        let (embedding_norm, final_norm) = match architecture.norm_position {
-            NormPosition::Pre => (None, Some(norm(after, "norm")?)),
-            NormPosition::Post => (Some(norm(EMBEDDING_LAYER, "embed_layernorm")?), None),
+        let norm = |layer, name: &str| NormWeights::open(weights, layer, name, architecture.norm, hidden);
+        let embedding_norm =
+            architecture.embedding_norm.then(|| norm(EMBEDDING_LAYER, "embed_layernorm")).transpose()?;
+        let final_norm = match architecture.norm_position {
+            NormPosition::Pre => Some(norm(after, "norm")?),
+            NormPosition::Post => None,
         };
         if config.head_dim > Attention::MAX_HEAD_DIM {
             return Err(Error::unsupported(format!("heads of width {} are not supported", config.head_dim)));
         }
         Ok(Self {
-            embed_tokens: weights.matrix(EMBEDDING_LAYER, "embed_tokens", vocab, hidden)?,
-            embed_positions: position_table(&weights, &architecture, &config)?,
-            embed_token_types: token_types(&weights, hidden)?,
+            embed_tokens: match config.image {
+                Some(_) => None,
+                None => Some(weights.matrix(EMBEDDING_LAYER, "embed_tokens", vocab, hidden)?),
+            },
+            embed_positions: position_table(weights, &architecture, &config)?,
+            embed_token_types: token_types(weights, hidden)?,
             embedding_norm,
             blocks: (0..after)
-                .map(|layer| Block::open(&weights, layer, &config, &architecture))
+                .map(|layer| Block::open(weights, layer, &config, &architecture))
                 .collect::<Result<_>>()?,
             final_norm,
             lm_head,
-            rope: rope_table(&weights, &architecture, &config, max_positions)?,
+            rope: rope_table(weights, &architecture, &config, max_positions)?,
             max_positions,
             architecture,
             config,
@@ -233,8 +252,52 @@ impl Transformer {
     /// [`Transformer::max_positions`], `ResourceExhausted` where the pool has no block left; the caches then hold what
     /// they held.
     pub fn forward(&self, kernels: &Kernels, batch: &mut [Chunk<'_>], work: &mut Workspace) -> Result<()> {
+        let rows: Vec<usize> = batch.iter().map(|chunk| usize::from(chunk.logits)).collect();
+        self.forward_rows(kernels, batch, &rows, work)
+    }
+
+    /// As [`Transformer::forward`], with logits after each of the last `rows[i]` tokens of chunk `i`, whatever its `logits`
+    /// says.
+    ///
+    /// # Errors
+    /// As [`Transformer::forward`].
+    pub fn forward_rows(
+        &self,
+        kernels: &Kernels,
+        batch: &mut [Chunk<'_>],
+        rows: &[usize],
+        work: &mut Workspace,
+    ) -> Result<()> {
+        work.rows.clear();
+        work.rows.extend_from_slice(rows);
         self.check(batch)?;
         self.embed(kernels, batch, work);
+        self.blocks(kernels, batch, work);
+        Ok(())
+    }
+
+    /// One pass over states that stand in for embedded tokens, [`Workspace::states`]: sequences of `lengths`, packed.
+    ///
+    /// # Errors
+    /// As [`Transformer::forward`].
+    pub fn forward_states(&self, kernels: &Kernels, lengths: &[usize], work: &mut Workspace) -> Result<()> {
+        // No token is looked up: a chunk only says how many states it has.
+        let blank = vec![0; lengths.iter().copied().max().unwrap_or(0)];
+        let chunk = |&n: &usize| Chunk { tokens: &blank[..n], cache: None, logits: false };
+        let mut batch: Vec<Chunk<'_>> = lengths.iter().map(chunk).collect();
+        let n = lengths.iter().sum::<usize>();
+        if self.embed_tokens.is_some() || work.x.len() != n * self.config.hidden_size {
+            return Err(Error::internal("states were given to a network of another form"));
+        }
+        self.check(&mut batch)?;
+        work.rows.clear();
+        self.place(kernels, &batch, work);
+        self.blocks(kernels, &mut batch, work);
+        Ok(())
+    }
+
+    /// The blocks, the last norm, and the logits.
+    fn blocks(&self, kernels: &Kernels, batch: &mut [Chunk<'_>], work: &mut Workspace) {
         for (layer, block) in self.blocks.iter().enumerate() {
             self.attention(kernels, block, layer, batch, work);
             self.feed_forward(kernels, block, work);
@@ -249,14 +312,15 @@ impl Transformer {
             std::mem::swap(&mut work.x, &mut work.normed);
         }
         self.logits(kernels, batch, work);
-        Ok(())
     }
 
     fn check(&self, batch: &mut [Chunk<'_>]) -> Result<()> {
         for chunk in batch {
             let seen = chunk.cache.as_ref().map_or(0, |cache| cache.tokens());
-            if chunk.tokens.is_empty() || chunk.cache.is_some() != self.architecture.causal {
-                return Err(Error::invalid("a chunk needs tokens, and a cache exactly where the network is causal"));
+            if chunk.tokens.is_empty() || chunk.cache.is_some() != self.architecture.output_head {
+                return Err(Error::invalid(
+                    "a chunk needs tokens, and a cache exactly where the network continues text",
+                ));
             }
             if seen + chunk.tokens.len() > self.max_positions {
                 return Err(Error::invalid(format!(
@@ -265,7 +329,8 @@ impl Transformer {
                     self.max_positions
                 )));
             }
-            if let Some(token) = chunk.tokens.iter().find(|&&token| token as usize >= self.config.vocab_size) {
+            let vocab = self.embed_tokens.as_ref().map_or(1, |_| self.config.vocab_size);
+            if let Some(token) = chunk.tokens.iter().find(|&&token| token as usize >= vocab) {
                 return Err(Error::invalid(format!(
                     "token {token} is outside the model's vocabulary of {}",
                     self.config.vocab_size
@@ -280,6 +345,20 @@ impl Transformer {
 
     /// Token and position embeddings of the packed tokens.
     fn embed(&self, kernels: &Kernels, batch: &[Chunk<'_>], work: &mut Workspace) {
+        let hidden = self.config.hidden_size;
+        let n = batch.iter().map(|chunk| chunk.tokens.len()).sum::<usize>();
+        resize(&mut work.x, n * hidden);
+        let tokens = batch.iter().flat_map(|chunk| chunk.tokens);
+        if let Some(table) = &self.embed_tokens {
+            for (&token, row) in tokens.zip(work.x.chunks_exact_mut(hidden)) {
+                table.dequantize_row(token as usize, row);
+            }
+        }
+        self.place(kernels, batch, work);
+    }
+
+    /// Adds to each state what it has by its place.
+    fn place(&self, kernels: &Kernels, batch: &[Chunk<'_>], work: &mut Workspace) {
         work.positions.clear();
         for chunk in batch {
             let first = chunk.cache.as_ref().map_or(0, |cache| cache.tokens()) as u32;
@@ -287,13 +366,8 @@ impl Transformer {
         }
         let hidden = self.config.hidden_size;
         let n = work.positions.len();
-        resize(&mut work.x, n * hidden);
         resize(&mut work.normed, n * hidden);
         resize(&mut work.delta, n * hidden);
-        let tokens = batch.iter().flat_map(|chunk| chunk.tokens);
-        for (&token, row) in tokens.zip(work.x.chunks_exact_mut(hidden)) {
-            self.embed_tokens.dequantize_row(token as usize, row);
-        }
         if let Some(table) = &self.embed_token_types {
             work.delta.chunks_exact_mut(hidden).for_each(|out| table.dequantize_row(0, out));
             kernels.add(&mut work.x, &work.delta);
@@ -370,7 +444,10 @@ impl Transformer {
                     let (keys, values) = cache.layer(layer, n);
                     (keys, values, Mask::Causal { start: cache.tokens() })
                 }
-                None => (KvRows::F32(chunk_keys), KvRows::F32(chunk_values), Mask::Full),
+                None => {
+                    let mask = if self.architecture.causal { Mask::Causal { start: 0 } } else { Mask::Full };
+                    (KvRows::F32(chunk_keys), KvRows::F32(chunk_values), mask)
+                }
             };
             let attention = Attention {
                 queries: chunk_queries,
@@ -408,6 +485,7 @@ impl Transformer {
                 kernels.linear_many(input, n, &mut [block.up_proj.to(up)], scratch);
                 match activation {
                     FeedForward::GeluTanh => kernels.gelu_tanh(up),
+                    FeedForward::QuickGelu => kernels.quick_gelu(up),
                     FeedForward::Gelu | FeedForward::GatedSilu => kernels.gelu(up),
                 }
                 up
@@ -421,17 +499,16 @@ impl Transformer {
         }
     }
 
-    /// Logits after the last token of every chunk that wants them.
+    /// Logits after the last tokens of every chunk that wants them.
     fn logits(&self, kernels: &Kernels, batch: &[Chunk<'_>], work: &mut Workspace) {
-        let Workspace { x, delta, logits, scratch, .. } = work;
+        let Workspace { x, delta, logits, rows: wanted, scratch, .. } = work;
         let hidden = self.config.hidden_size;
         let (mut end, mut rows) = (0, 0);
-        for chunk in batch {
+        for (chunk, wanted) in batch.iter().zip(wanted.drain(..)) {
             end += chunk.tokens.len();
-            if chunk.logits {
-                delta[rows * hidden..(rows + 1) * hidden].copy_from_slice(&x[(end - 1) * hidden..end * hidden]);
-                rows += 1;
-            }
+            let wanted = wanted.min(chunk.tokens.len());
+            delta[rows * hidden..(rows + wanted) * hidden].copy_from_slice(&x[(end - wanted) * hidden..end * hidden]);
+            rows += wanted;
         }
         let rows = if self.lm_head.is_some() { rows } else { 0 };
         resize(logits, rows * self.config.vocab_size);
@@ -468,7 +545,7 @@ impl Block {
             feed_forward_norm,
             gate_proj: match architecture.feed_forward {
                 FeedForward::GatedSilu => Some(projection("gate_proj", inner, hidden)?),
-                FeedForward::Gelu | FeedForward::GeluTanh => None,
+                FeedForward::Gelu | FeedForward::GeluTanh | FeedForward::QuickGelu => None,
             },
             up_proj: projection("up_proj", inner, hidden)?,
             down_proj: projection("down_proj", hidden, inner)?,
@@ -490,7 +567,7 @@ fn token_types(weights: &Weights, hidden: usize) -> Result<Option<WeightArray>> 
     weights.matrix(EMBEDDING_LAYER, "embed_token_types", table.rows(), hidden).map(Some)
 }
 
-/// Cosines and sines; a model may stretch single wavelengths (`rope_freqs`, Llama 3.1).
+/// Cosines and sines; a model may stretch wavelengths by a rule, or each by a factor (`rope_freqs`, as GGUF has it).
 fn rope_table(
     weights: &Weights,
     architecture: &Architecture,
@@ -498,12 +575,14 @@ fn rope_table(
     max_positions: usize,
 ) -> Result<Option<RopeTable>> {
     let Position::Rope { base, .. } = architecture.position else { return Ok(None) };
-    let Some(factors) = weights.optional_vector(EMBEDDING_LAYER, "rope_freqs", config.head_dim / 2)? else {
+    let factors = weights.optional_vector(EMBEDDING_LAYER, "rope_freqs", config.head_dim / 2)?;
+    if factors.is_none() && config.rope_scaling.is_none() {
         return Ok(Some(RopeTable::from_base(base, config.head_dim, max_positions)));
-    };
-    let frequencies = factors.values().iter().enumerate().map(|(i, factor)| {
-        let exponent = -2.0 * i as f64 / config.head_dim as f64;
-        (f64::from(base).powf(exponent) / f64::from(*factor)) as f32
+    }
+    let frequencies = (0..config.head_dim / 2).map(|i| {
+        let frequency = f64::from(base).powf(-2.0 * i as f64 / config.head_dim as f64);
+        let frequency = frequency / factors.as_ref().map_or(1.0, |factors| f64::from(factors.values()[i]));
+        config.rope_scaling.map_or(frequency, |scaling| scaling.apply(frequency)) as f32
     });
     Ok(Some(RopeTable::new(frequencies.collect(), max_positions)))
 }

@@ -52,6 +52,14 @@ impl Weights {
         Ok(Self { tensors })
     }
 
+    /// The tensors whose names begin with `prefix`, without it.
+    pub fn tower(&self, prefix: &str) -> Self {
+        let of = |((layer, name), array): (&(i32, String), &WeightArray)| {
+            Some(((*layer, name.strip_prefix(prefix)?.to_owned()), array.clone()))
+        };
+        Self { tensors: self.tensors.iter().filter_map(of).collect() }
+    }
+
     /// Every tensor, in no order.
     pub fn iter(&self) -> impl Iterator<Item = (&(i32, String), &WeightArray)> {
         self.tensors.iter()

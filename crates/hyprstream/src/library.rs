@@ -10,6 +10,8 @@ use hypr_tensor::DType;
 
 /// The extension of a GGUF file.
 const GGUF: &str = "gguf";
+/// The extension of an ONNX file.
+const ONNX: &str = "onnx";
 
 /// The models of one data directory.
 #[derive(Debug)]
@@ -23,8 +25,8 @@ impl Library {
         Ok(Self { store: ModelStore::open(data_dir)? })
     }
 
-    /// Imports `files`, by their name in the model, as `model_id` and returns what was published. `notes` are
-    /// side files to keep with the model. A model that exists becomes the next version of itself.
+    /// Imports `files`, by their name in the model, as `model_id` and returns what was published. `settings` are further
+    /// files and what is in them, `notes` are side files to keep with the model. A model that exists becomes the next version of itself.
     ///
     /// # Errors
     /// `InvalidInput` when the files are no model that an importer reads, naming what is wrong or missing.
@@ -32,6 +34,7 @@ impl Library {
         &self,
         model_id: &str,
         files: &BTreeMap<String, PathBuf>,
+        settings: &[(&str, &str)],
         notes: BTreeMap<String, Vec<u8>>,
     ) -> Result<ModelEntry> {
         let mut buffers = BTreeMap::new();
@@ -40,9 +43,18 @@ impl Library {
             let mapped = mapped.map_err(|error| Error::io(format!("cannot read {}", path.display()), error))?;
             buffers.insert(name.clone(), mapped);
         }
-        let gguf = buffers.iter().find(|(name, _)| Path::new(name).extension().is_some_and(|end| end == GGUF));
+        for (name, content) in settings {
+            buffers.insert((*name).to_owned(), content.as_bytes().into());
+        }
+        let is = |name: &str, end: &str| Path::new(name).extension().is_some_and(|extension| extension == end);
+        let gguf = buffers.iter().find(|(name, _)| is(name, GGUF));
+        let weights = buffers.keys().any(|name| is(name, "safetensors"));
         let mut tables = match gguf {
             Some((_, bytes)) => hypr_inference::import::gguf(bytes.clone(), model_id)?,
+            // Checkpoints often carry an ONNX copy of themselves; the weights that are used in place come first.
+            None if !weights && buffers.keys().any(|name| is(name, ONNX)) => {
+                hypr_inference::import::onnx(&buffers, model_id)?
+            }
             None => hypr_inference::import::safetensors(&buffers, model_id)?,
         };
         tables.files.extend(notes.into_iter().map(|(name, bytes)| (name, bytes.into())));

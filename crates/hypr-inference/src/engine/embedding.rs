@@ -1,45 +1,48 @@
-//! Embedding requests: texts of several requests share a pass, grouped by length and packed without padding.
-
-use std::sync::Arc;
+//! Embedding requests: inputs of several requests share a pass; texts are grouped by length and packed without padding.
 
 use futures::channel::oneshot;
 use hypr_common::{Error, Result};
 use hypr_tensor::Kernels;
 
 use super::{EmbedJob, guarded};
-use crate::model::Model;
+use crate::encoder::{Encoder, Prepared};
+use crate::input::{EmbedInput, InputKind};
 use crate::transformer::Workspace;
 
 /// Tokens in one pass: enough for full speed, few enough that running sequences do not stall.
 const PASS_TOKENS: usize = 1024;
 
-/// One request whose texts are being embedded.
+/// One request whose inputs are being embedded.
 #[derive(Debug)]
 pub(super) struct Embedding {
-    model: Arc<Model>,
+    encoder: Encoder,
     normalize: bool,
-    /// Tokens of each text.
-    inputs: Vec<Vec<u32>>,
-    /// The texts still to do, shortest last, so that a pass holds texts of like length.
+    kind: InputKind,
+    inputs: Vec<Prepared>,
+    /// What each takes of a pass.
+    costs: Vec<usize>,
+    /// The inputs still to do, the least last, so that a pass holds texts of like length.
     order: Vec<usize>,
     vectors: Vec<Vec<f32>>,
     reply: Option<oneshot::Sender<Result<Vec<Vec<f32>>>>>,
 }
 
 impl Embedding {
-    /// Tokenizes the texts of a request. A request that fails has its answer then, and is over.
-    pub fn start(job: EmbedJob, model: Arc<Model>) -> Self {
-        let EmbedJob { ticket, inputs: texts, normalize, reply, .. } = job;
+    /// Makes the inputs of a request ready for `threads` threads. A request that fails has its answer then, and is over.
+    pub fn start(job: EmbedJob, encoder: Encoder, threads: usize) -> Self {
+        let EmbedJob { ticket, inputs: given, normalize, reply, .. } = job;
         drop(ticket);
-        let inputs: Result<Vec<Vec<u32>>> = guarded(|| texts.iter().map(|text| model.encode_input(text)).collect());
+        let kind = given.first().map_or(InputKind::Text, EmbedInput::kind);
+        let inputs: Result<Vec<Prepared>> = guarded(|| given.iter().map(|input| encoder.prepare(input)).collect());
         let (inputs, error) = match inputs {
             Ok(inputs) => (inputs, None),
             Err(error) => (Vec::new(), Some(error)),
         };
         let mut order: Vec<usize> = (0..inputs.len()).collect();
-        order.sort_by_key(|&at| std::cmp::Reverse(inputs[at].len()));
+        let costs: Vec<usize> = inputs.iter().map(|input| encoder.cost(input, PASS_TOKENS, threads)).collect();
+        order.sort_by_key(|&at| std::cmp::Reverse(costs[at]));
         let vectors = vec![Vec::new(); inputs.len()];
-        let mut embedding = Self { model, normalize, inputs, order, vectors, reply: Some(reply) };
+        let mut embedding = Self { encoder, normalize, kind, inputs, costs, order, vectors, reply: Some(reply) };
         match error {
             Some(error) => embedding.fail(error),
             None => embedding.answer_if_done(),
@@ -70,24 +73,24 @@ impl Embedding {
     }
 }
 
-/// The texts of one pass: request and text, requests in order of arrival.
+/// The inputs of one pass: request and input, requests in order of arrival.
 pub(super) fn schedule(running: &mut [Embedding]) -> Vec<(usize, usize)> {
     let Some(first) = running.first() else { return Vec::new() };
-    let (model, normalize) = (Arc::clone(&first.model), first.normalize);
+    let (encoder, normalize, kind) = (first.encoder.clone(), first.normalize, first.kind);
     let mut members = Vec::new();
     let mut left = PASS_TOKENS;
     for (request, embedding) in running.iter_mut().enumerate() {
-        if !Arc::ptr_eq(&embedding.model, &model) || embedding.normalize != normalize {
+        if !embedding.encoder.is_same(&encoder) || embedding.normalize != normalize || embedding.kind != kind {
             continue;
         }
-        while let Some(&text) = embedding.order.last() {
-            let tokens = embedding.inputs[text].len();
-            // A text longer than a pass gets one of its own.
-            if tokens > left && !members.is_empty() {
+        while let Some(&input) = embedding.order.last() {
+            let cost = embedding.costs[input];
+            // What is more than a pass gets one of its own.
+            if cost > left && !members.is_empty() {
                 return members;
             }
-            left = left.saturating_sub(tokens);
-            members.push((request, text));
+            left = left.saturating_sub(cost);
+            members.push((request, input));
             embedding.order.pop();
         }
     }
@@ -102,11 +105,15 @@ pub(super) fn run(
     work: &mut Workspace,
 ) -> Result<()> {
     let Some(&(first, _)) = members.first() else { return Ok(()) };
-    let model = Arc::clone(&running[first].model);
-    let inputs: Vec<&[u32]> = members.iter().map(|&(request, text)| running[request].inputs[text].as_slice()).collect();
-    let vectors = model.embed(kernels, &inputs, running[first].normalize, work)?;
-    for (&(request, text), vector) in members.iter().zip(vectors) {
-        running[request].vectors[text] = vector;
+    let encoder = running[first].encoder.clone();
+    let inputs: Vec<&Prepared> = members.iter().map(|&(request, input)| &running[request].inputs[input]).collect();
+    let vectors = encoder.embed(kernels, &inputs, running[first].normalize, work)?;
+    for (&(request, input), vector) in members.iter().zip(vectors) {
+        match vector {
+            Ok(vector) => running[request].vectors[input] = vector,
+            // Others of the pass have nothing to do with it.
+            Err(error) => running[request].fail(error),
+        }
     }
     for &(request, _) in members {
         running[request].answer_if_done();

@@ -12,7 +12,7 @@ use hypr_common::{Error, ErrorKind, Result};
 
 use super::metrics::{Counters, EngineMetrics, add};
 use super::{Command, EmbedJob, EngineOptions, GenerateJob, Reply, Ticket};
-use crate::api::{EmbedRequest, GenerateRequest, Generation, Inference, Task, Token};
+use crate::api::{EmbedInput, EmbedRequest, GenerateRequest, Generation, Inference, InputKind, Task, Token};
 use crate::block_pool::BlockPool;
 use crate::model;
 
@@ -81,8 +81,12 @@ impl EngineHandle {
     }
 
     fn submit_embedding(&self, request: EmbedRequest, reply: oneshot::Sender<Result<Vec<Vec<f32>>>>) -> Result<()> {
-        let model_id = self.resolve(Task::Embed, request.model.as_deref())?.model_id;
-        let EmbedRequest { inputs, normalize, .. } = request;
+        let EmbedRequest { model, inputs, normalize } = request;
+        let kind = inputs.first().map_or(InputKind::Text, EmbedInput::kind);
+        if inputs.iter().any(|input| input.kind() != kind) {
+            return Err(Error::invalid("a request embeds inputs of one kind; send texts, pictures and sounds apart"));
+        }
+        let model_id = kind.resolve(self, model.as_deref())?.1.model_id;
         let ticket = self.ticket()?;
         self.send(Command::Embed(EmbedJob { ticket, model_id, inputs, normalize, reply }))
     }
@@ -142,6 +146,7 @@ impl Inference for EngineHandle {
         let default = match task {
             Task::Generate => self.options.default_generation_model.as_deref(),
             Task::Embed => self.options.default_embedding_model.as_deref(),
+            Task::EmbedImage | Task::EmbedAudio => None,
         };
         resolve(models, task, name, default)
     }

@@ -28,7 +28,7 @@ use hypr_common::model::ModelSource;
 use hypr_common::{Error, Result};
 use hypr_tensor::Level;
 
-use crate::api::{GenerateRequest, Generation, Token};
+use crate::api::{EmbedInput, GenerateRequest, Generation, Token};
 use crate::block_pool::BlockPool;
 use metrics::Counters;
 
@@ -140,12 +140,12 @@ impl Reply {
     }
 }
 
-/// Texts to embed.
+/// Inputs to embed, all of one kind.
 #[derive(Debug)]
 struct EmbedJob {
     ticket: Ticket,
     model_id: String,
-    inputs: Vec<String>,
+    inputs: Vec<EmbedInput>,
     normalize: bool,
     reply: oneshot::Sender<Result<Vec<Vec<f32>>>>,
 }

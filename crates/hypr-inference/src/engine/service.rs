@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError};
 
-use hypr_common::model::ModelSource;
+use hypr_common::model::{ModelSource, ModelTables};
 use hypr_common::{Error, ErrorKind, Result};
 use hypr_tensor::{Kernels, Pool};
 
@@ -16,6 +16,7 @@ use super::scheduler::Scheduler;
 use super::sequence::{Opened, Sequence};
 use super::{Command, EmbedJob, EngineOptions, GenerateJob, guarded};
 use crate::block_pool::{BlockPool, CacheIdentity};
+use crate::encoder::Encoder;
 use crate::model::Model;
 use crate::transformer::Workspace;
 
@@ -31,6 +32,8 @@ pub struct EngineService {
     source: Arc<dyn ModelSource>,
     options: EngineOptions,
     models: HashMap<String, Opened>,
+    /// Those that are not of text alone, with the tables that they were opened from.
+    encoders: HashMap<String, (Arc<ModelTables>, Encoder)>,
     arrived: VecDeque<GenerateJob>,
     scheduler: Scheduler,
     waiting_embeddings: VecDeque<EmbedJob>,
@@ -69,6 +72,7 @@ impl EngineService {
             receiver,
             source,
             models: HashMap::new(),
+            encoders: HashMap::new(),
             arrived: VecDeque::new(),
             scheduler: Scheduler::new(&options, pool.clone(), Arc::clone(&counters)),
             options,
@@ -178,10 +182,10 @@ impl EngineService {
         }
         while self.embeddings.len() < MAX_EMBEDDINGS {
             let Some(job) = self.waiting_embeddings.pop_front() else { break };
-            match guarded(|| self.model(&job.model_id)) {
+            match guarded(|| self.encoder(&job.model_id)) {
                 // A caller that is gone needs no answer.
                 Err(error) => drop(job.reply.send(Err(error))),
-                Ok(opened) => self.embeddings.push(Embedding::start(job, opened.model)),
+                Ok(encoder) => self.embeddings.push(Embedding::start(job, encoder, self.options.threads)),
             }
         }
     }
@@ -210,6 +214,25 @@ impl EngineService {
         let opened = Opened { model, root: self.pool.open(identity) };
         self.models.insert(model_id.to_owned(), opened.clone());
         Ok(opened)
+    }
+
+    /// What embeds with the newest version of a model; one that is not of text alone is opened once.
+    fn encoder(&mut self, model_id: &str) -> Result<Encoder> {
+        let tables = self.source.open(model_id).inspect_err(|_| {
+            self.encoders.remove(model_id);
+        })?;
+        if let Some((known, encoder)) = self.encoders.get(model_id)
+            && Arc::ptr_eq(known, &tables)
+        {
+            return Ok(encoder.clone());
+        }
+        // One of text is a model like those that generate, and kept with them.
+        let Some(encoder) = Encoder::open(&tables, self.options.max_context_tokens)? else {
+            return Ok(Encoder::Text(self.model(model_id)?.model));
+        };
+        tracing::info!(model_id, version = tables.version, "encoder opened");
+        self.encoders.insert(model_id.to_owned(), (tables, encoder.clone()));
+        Ok(encoder)
     }
 
     /// Schedule, run, postprocess: one pass of the sequences, then one of the texts to embed.

@@ -4,17 +4,15 @@
 use hypr_common::model::EMBEDDING_LAYER;
 
 use super::{Architecture, FeedForward, Norm, NormPosition, Position, Slot, layer_index};
-use crate::config::{ActivationName, ModelConfig};
+use crate::config::ModelConfig;
 
 /// The network.
 pub fn architecture(config: &ModelConfig) -> Architecture {
     Architecture {
         norm: Norm::Layer,
         norm_position: NormPosition::Post,
-        feed_forward: match config.activation {
-            ActivationName::GeluTanh => FeedForward::GeluTanh,
-            ActivationName::Gelu | ActivationName::Silu => FeedForward::Gelu,
-        },
+        embedding_norm: true,
+        feed_forward: FeedForward::plain(config.activation),
         position: Position::Learned,
         causal: false,
         qk_norm: false,

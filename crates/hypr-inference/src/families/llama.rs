@@ -15,6 +15,7 @@ pub fn architecture(config: &ModelConfig) -> Architecture {
     Architecture {
         norm: Norm::Rms,
         norm_position: NormPosition::Pre,
+        embedding_norm: false,
         feed_forward: FeedForward::GatedSilu,
         position: Position::Rope { style, base: config.rope_base.unwrap_or(10_000.0) },
         causal: true,

@@ -4,14 +4,19 @@
 //! weight. Everything else is [`crate::transformer`], shared by all.
 
 pub mod bert;
+pub mod clip;
 pub mod llama;
 pub mod qwen2;
 pub mod qwen3;
+pub mod vit;
 
 use hypr_common::model::EMBEDDING_LAYER;
 use serde::{Deserialize, Serialize};
 
-use crate::config::ModelConfig;
+use crate::config::{ActivationName, ModelConfig};
+
+/// Before the names of the weights of a model's second tower, which sees.
+pub const VISION: &str = "vision.";
 
 /// A family of networks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -25,11 +30,15 @@ pub enum Family {
     Qwen3,
     /// BERT encoders, MiniLM among them.
     Bert,
+    /// Vision transformers.
+    Vit,
+    /// Text and pictures in one space.
+    Clip,
 }
 
 impl Family {
     /// Every family.
-    pub const ALL: [Self; 4] = [Self::Llama, Self::Qwen2, Self::Qwen3, Self::Bert];
+    pub const ALL: [Self; 6] = [Self::Llama, Self::Qwen2, Self::Qwen3, Self::Bert, Self::Vit, Self::Clip];
 
     /// The name in `model_type`; Hugging Face's `model_type` is the same.
     pub fn name(self) -> &'static str {
@@ -38,6 +47,8 @@ impl Family {
             Self::Qwen2 => "qwen2",
             Self::Qwen3 => "qwen3",
             Self::Bert => "bert",
+            Self::Vit => "vit",
+            Self::Clip => "clip",
         }
     }
 
@@ -46,9 +57,9 @@ impl Family {
         self.name()
     }
 
-    /// Whether a token sees only what came before it.
-    pub fn causal(self) -> bool {
-        self != Self::Bert
+    /// Whether it continues text.
+    pub fn generates(self) -> bool {
+        matches!(self, Self::Llama | Self::Qwen2 | Self::Qwen3)
     }
 
     /// How the network of this configuration is put together.
@@ -58,15 +69,23 @@ impl Family {
             Self::Qwen2 => qwen2::architecture(config),
             Self::Qwen3 => qwen3::architecture(config),
             Self::Bert => bert::architecture(config),
+            Self::Vit => vit::architecture(config),
+            Self::Clip => clip::architecture(config),
         }
     }
 
-    /// Where the tensor `name` of a Hugging Face checkpoint belongs, in a network of `layers` blocks; `None`
-    /// for a name that the family does not have.
-    pub fn slot_of_checkpoint_name(self, name: &str, layers: i32) -> Option<Slot> {
+    /// Where the tensor `name` of a Hugging Face checkpoint belongs, in the network of `config`; `None` for a name that
+    /// the family does not have.
+    pub fn slot_of_checkpoint_name(self, name: &str, config: &ModelConfig) -> Option<Slot> {
+        let layers = config.num_hidden_layers as i32;
         match self {
             Self::Llama | Self::Qwen2 | Self::Qwen3 => llama::slot(name, layers),
             Self::Bert => bert::slot(name, layers),
+            Self::Vit => vit::slot(name, layers),
+            Self::Clip => {
+                let vision_layers = config.vision.as_ref().map_or(0, |vision| vision.num_hidden_layers as i32);
+                clip::slot(name, layers, vision_layers)
+            }
         }
     }
 }
@@ -78,6 +97,8 @@ pub struct Architecture {
     pub norm: Norm,
     /// Where the norms stand.
     pub norm_position: NormPosition,
+    /// Whether the embeddings are normalised before the first block.
+    pub embedding_norm: bool,
     /// The feed-forward network.
     pub feed_forward: FeedForward,
     /// How a token knows its place.
@@ -104,7 +125,7 @@ pub enum Norm {
 pub enum NormPosition {
     /// Before attention and feed-forward network, and once at the end.
     Pre,
-    /// After each residual addition, and once after the embeddings.
+    /// After each residual addition.
     Post,
 }
 
@@ -117,6 +138,19 @@ pub enum FeedForward {
     Gelu,
     /// `down(gelu(up(x)))`, by the tanh approximation.
     GeluTanh,
+    /// `down(gelu(up(x)))`, by the logistic approximation.
+    QuickGelu,
+}
+
+impl FeedForward {
+    /// The network without a gate that has this activation.
+    pub(crate) fn plain(activation: ActivationName) -> Self {
+        match activation {
+            ActivationName::GeluTanh => Self::GeluTanh,
+            ActivationName::QuickGelu => Self::QuickGelu,
+            ActivationName::Gelu | ActivationName::Silu => Self::Gelu,
+        }
+    }
 }
 
 /// How a token knows its place.

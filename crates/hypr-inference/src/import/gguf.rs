@@ -318,7 +318,7 @@ fn family(metadata: &Metadata<'_>) -> Result<Family> {
     let name = metadata
         .str("general.architecture")
         .ok_or_else(|| Error::corrupted("the GGUF file does not say its general.architecture"))?;
-    Family::ALL.into_iter().find(|family| family.causal() && family.gguf_name() == name).ok_or_else(|| {
+    Family::ALL.into_iter().find(|family| family.generates() && family.gguf_name() == name).ok_or_else(|| {
         Error::unsupported(format!(
             "GGUF models of architecture {name} are not supported; use a model of one of llama, qwen2, qwen3"
         ))
@@ -385,6 +385,10 @@ fn config(metadata: &Metadata<'_>, family: Family, tensors: &[Tensor]) -> Result
         norm_eps: metadata.float(&key("attention.layer_norm_rms_epsilon")).unwrap_or(1e-5),
         context_length: metadata.required_size(&key("context_length"))?,
         activation: ActivationName::Silu,
+        rope_scaling: None,
+        embedding_size: None,
+        image: None,
+        vision: None,
         rope: Some(if family == Family::Llama { RopeStyle::Interleaved } else { RopeStyle::Neox }),
         rope_base: Some(metadata.float(&key("rope.freq_base")).unwrap_or(10_000.0)),
         tie_word_embeddings: shape_of("lm_head").is_none(),

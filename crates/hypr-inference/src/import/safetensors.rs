@@ -13,12 +13,13 @@ use safetensors::{Dtype, SafeTensors};
 use serde_json::Value as Json;
 
 use super::tables::{self, Tensor};
-use crate::config::{ActivationName, ModelConfig, Pooling, RopeStyle};
+use super::vision;
+use crate::config::{ActivationName, ModelConfig, Pooling, RopeScaling, RopeStyle};
 use crate::families::Family;
 
 /// Reads a checkpoint from its files by name: `*.safetensors`, `config.json`, and where they exist
 /// `tokenizer.json`, `tokenizer_config.json`, `chat_template.jinja`, `generation_config.json`,
-/// `sentence_bert_config.json` and `1_Pooling/config.json`. The tensors of the answer are slices of the buffers.
+/// `sentence_bert_config.json`, `1_Pooling/config.json` and `preprocessor_config.json`. The tensors of the answer are slices of the buffers.
 ///
 /// # Errors
 /// `InvalidInput` for a missing file, `Corrupted` for damaged ones, `Unsupported` for architectures and
@@ -57,14 +58,14 @@ pub fn safetensors(files: &BTreeMap<String, Buffer>, model_id: &str) -> Result<M
     tables::assemble(model_id, &config, &tensors, side_files)
 }
 
-fn json(files: &BTreeMap<String, Buffer>, name: &str) -> Result<Option<Json>> {
+pub(super) fn json(files: &BTreeMap<String, Buffer>, name: &str) -> Result<Option<Json>> {
     let Some(bytes) = files.get(name) else { return Ok(None) };
     serde_json::from_slice(bytes.as_slice())
         .map(Some)
         .map_err(|error| Error::corrupted(format!("{name} is not valid JSON: {error}")))
 }
 
-fn size(config: &Json, key: &str) -> Result<usize> {
+pub(super) fn size(config: &Json, key: &str) -> Result<usize> {
     optional_size(config, key)?.ok_or_else(|| Error::corrupted(format!("config.json does not say its {key}")))
 }
 
@@ -79,12 +80,12 @@ fn optional_size(config: &Json, key: &str) -> Result<Option<usize>> {
     }
 }
 
-fn float(config: &Json, key: &str) -> Option<f32> {
+pub(super) fn float(config: &Json, key: &str) -> Option<f32> {
     config.get(key).and_then(Json::as_f64).map(|value| value as f32)
 }
 
 /// One id or a list of ids.
-fn ids(config: &Json, key: &str) -> Vec<u32> {
+pub(super) fn ids(config: &Json, key: &str) -> Vec<u32> {
     let id = |value: &Json| value.as_u64().and_then(|id| u32::try_from(id).ok());
     match config.get(key) {
         Some(Json::Array(values)) => values.iter().filter_map(id).collect(),
@@ -96,14 +97,33 @@ fn ids(config: &Json, key: &str) -> Vec<u32> {
 fn config(source: &Json, files: &BTreeMap<String, Buffer>) -> Result<ModelConfig> {
     let name = source.get("model_type").and_then(Json::as_str).unwrap_or("unknown");
     let family = Family::ALL.into_iter().find(|family| family.name() == name).ok_or_else(|| {
-        Error::unsupported(format!("models of type {name} are not supported; use one of llama, qwen2, qwen3, bert"))
+        let known = Family::ALL.map(Family::name).join(", ");
+        Error::unsupported(format!("models of type {name} are not supported; use one of {known}"))
     })?;
+    match family {
+        Family::Llama | Family::Qwen2 | Family::Qwen3 => {
+            let mut config = network(family, source)?;
+            decoder(&mut config, source, files)?;
+            Ok(config)
+        }
+        Family::Bert => {
+            let mut config = network(family, source)?;
+            encoder(&mut config, source, files)?;
+            Ok(config)
+        }
+        Family::Vit => vision::vit(source, files),
+        Family::Clip => vision::clip(source, files),
+    }
+}
+
+/// What every family's configuration says; the rest as it is where nothing is said.
+pub(super) fn network(family: Family, source: &Json) -> Result<ModelConfig> {
     let hidden_size = size(source, "hidden_size")?;
     let heads = size(source, "num_attention_heads")?;
-    let mut config = ModelConfig {
+    Ok(ModelConfig {
         family,
         tasks: Vec::new(),
-        vocab_size: size(source, "vocab_size")?,
+        vocab_size: if family == Family::Vit { 0 } else { size(source, "vocab_size")? },
         hidden_size,
         intermediate_size: size(source, "intermediate_size")?,
         num_hidden_layers: size(source, "num_hidden_layers")?,
@@ -114,10 +134,14 @@ fn config(source: &Json, files: &BTreeMap<String, Buffer>) -> Result<ModelConfig
             None => hidden_size.checked_div(heads).unwrap_or_default(),
         },
         norm_eps: 1e-5,
-        context_length: size(source, "max_position_embeddings")?,
+        context_length: if family == Family::Vit { 1 } else { size(source, "max_position_embeddings")? },
         activation: activation(source)?,
         rope: None,
         rope_base: None,
+        rope_scaling: None,
+        embedding_size: None,
+        image: None,
+        vision: None,
         tie_word_embeddings: false,
         bos_token_id: ids(source, "bos_token_id").first().copied(),
         eos_token_ids: Vec::new(),
@@ -126,13 +150,7 @@ fn config(source: &Json, files: &BTreeMap<String, Buffer>) -> Result<ModelConfig
         chat_template: None,
         pooling: None,
         max_input_tokens: None,
-    };
-    if family.causal() {
-        decoder(&mut config, source, files)?
-    } else {
-        encoder(&mut config, source, files)?
-    }
-    Ok(config)
+    })
 }
 
 fn activation(source: &Json) -> Result<ActivationName> {
@@ -140,19 +158,17 @@ fn activation(source: &Json) -> Result<ActivationName> {
         Some("silu" | "swish") => Ok(ActivationName::Silu),
         Some("gelu") => Ok(ActivationName::Gelu),
         Some("gelu_new" | "gelu_pytorch_tanh") => Ok(ActivationName::GeluTanh),
-        other => {
-            Err(Error::unsupported(format!("the activation {other:?} is not supported; use silu, gelu or gelu_new")))
-        }
+        Some("quick_gelu") => Ok(ActivationName::QuickGelu),
+        other => Err(Error::unsupported(format!(
+            "the activation {other:?} is not supported; use silu, gelu, gelu_new or quick_gelu"
+        ))),
     }
 }
 
 fn decoder(config: &mut ModelConfig, source: &Json, files: &BTreeMap<String, Buffer>) -> Result<()> {
     // Newer checkpoints keep the base inside `rope_parameters`, older ones beside `rope_scaling`.
     let rope = source.get("rope_parameters").or_else(|| source.get("rope_scaling")).filter(|rope| rope.is_object());
-    let kind = rope.and_then(|rope| rope.get("rope_type").or_else(|| rope.get("type"))).and_then(Json::as_str);
-    if let Some(kind) = kind.filter(|kind| *kind != "default") {
-        return Err(Error::unsupported(format!("rope scaling of type {kind} is not supported")));
-    }
+    config.rope_scaling = rope.map(rope_scaling).transpose()?.flatten();
     if source.get("use_sliding_window").and_then(Json::as_bool) == Some(true) {
         return Err(Error::unsupported("attention with a sliding window is not supported"));
     }
@@ -168,6 +184,26 @@ fn decoder(config: &mut ModelConfig, source: &Json, files: &BTreeMap<String, Buf
     let tokenizer = json(files, "tokenizer_config.json")?.unwrap_or_default();
     config.add_bos_token = tokenizer.get("add_bos_token").and_then(Json::as_bool).unwrap_or(false);
     Ok(())
+}
+
+/// `None` for wavelengths that are not stretched.
+fn rope_scaling(rope: &Json) -> Result<Option<RopeScaling>> {
+    let number = |key: &str| {
+        float(rope, key).ok_or_else(|| Error::corrupted(format!("config.json does not say its rope scaling's {key}")))
+    };
+    match rope.get("rope_type").or_else(|| rope.get("type")).and_then(Json::as_str) {
+        None | Some("default") => Ok(None),
+        Some("linear") => Ok(Some(RopeScaling::Linear { factor: number("factor")? })),
+        Some("llama3") => Ok(Some(RopeScaling::Llama3 {
+            factor: number("factor")?,
+            low_freq_factor: number("low_freq_factor")?,
+            high_freq_factor: number("high_freq_factor")?,
+            original_max_position_embeddings: number("original_max_position_embeddings")?,
+        })),
+        Some(kind) => {
+            Err(Error::unsupported(format!("rope scaling of type {kind} is not supported; use linear or llama3")))
+        }
+    }
 }
 
 fn encoder(config: &mut ModelConfig, source: &Json, files: &BTreeMap<String, Buffer>) -> Result<()> {
@@ -211,7 +247,22 @@ fn chat_template(files: &BTreeMap<String, Buffer>) -> Result<Option<Buffer>> {
 /// Tensors that checkpoints carry and no network needs: counters, tables that are computed, heads of the
 /// pre-training task.
 fn is_ignored(name: &str) -> bool {
-    name.ends_with("embeddings.position_ids") || name.ends_with("rotary_emb.inv_freq") || name.starts_with("cls.")
+    name.ends_with("embeddings.position_ids")
+        || name.ends_with("rotary_emb.inv_freq")
+        || name.starts_with("cls.")
+        || name.starts_with("classifier.")
+        || name == "logit_scale"
+        || name.ends_with("embeddings.mask_token")
+}
+
+/// A convolution's kernel as the matrix that it is, and what has a batch in front without it.
+fn matrix(shape: &[usize]) -> Vec<usize> {
+    match shape {
+        [1, 1, values] => vec![*values],
+        [1, rows, cols] => vec![*rows, *cols],
+        [rows, kernel @ ..] if kernel.len() > 1 => vec![*rows, kernel.iter().product()],
+        shape => shape.to_vec(),
+    }
 }
 
 fn read(file: &str, bytes: &Buffer, config: &ModelConfig, tensors: &mut Vec<Tensor>) -> Result<()> {
@@ -226,7 +277,7 @@ fn read(file: &str, bytes: &Buffer, config: &ModelConfig, tensors: &mut Vec<Tens
         if is_ignored(&name) {
             continue;
         }
-        let slot = config.family.slot_of_checkpoint_name(&name, config.num_hidden_layers as i32).ok_or_else(|| {
+        let slot = config.family.slot_of_checkpoint_name(&name, config).ok_or_else(|| {
             Error::unsupported(format!("tensor {name} of {file} is not part of the {} family", config.family.name()))
         })?;
         let dtype = match info.dtype {
@@ -242,7 +293,7 @@ fn read(file: &str, bytes: &Buffer, config: &ModelConfig, tensors: &mut Vec<Tens
             return Err(damaged(format!("tensor {name} lies outside the file")));
         }
         let data = bytes.slice_with_length(data_start + start, end - start);
-        tensors.push(Tensor { slot, dtype, shape: info.shape.clone(), data });
+        tensors.push(Tensor { slot, dtype, shape: matrix(&info.shape), data });
     }
     Ok(())
 }

@@ -23,7 +23,7 @@ pub(super) struct Tensor {
     pub slot: Slot,
     /// How its values are encoded.
     pub dtype: DType,
-    /// `[rows, cols]` or `[n]`.
+    /// `[.., cols]`: all but the last dimension count rows.
     pub shape: Vec<usize>,
     /// Its bytes, row after row.
     pub data: Buffer,
@@ -31,17 +31,13 @@ pub(super) struct Tensor {
 
 impl Tensor {
     fn row_bytes_and_count(&self) -> Result<(usize, usize)> {
-        let (rows, cols) = match self.shape[..] {
-            [cols] => (1, cols),
-            [rows, cols] => (rows, cols),
-            _ => {
-                return Err(Error::unsupported(format!(
-                    "tensor {} has {} dimensions; weights have one or two",
-                    self.slot.name,
-                    self.shape.len()
-                )));
-            }
+        let Some((&cols, outer)) = self.shape.split_last() else {
+            return Err(Error::unsupported(format!("tensor {} has no dimensions", self.slot.name)));
         };
+        let rows = outer
+            .iter()
+            .try_fold(1_usize, |rows, &dim| rows.checked_mul(dim))
+            .ok_or_else(|| Error::corrupted(format!("tensor {} has the shape {:?}", self.slot.name, self.shape)))?;
         let row_bytes = byte_len(self.dtype, 1, cols)
             .ok_or_else(|| Error::corrupted(format!("tensor {} has rows of {cols} values", self.slot.name)))?;
         if row_bytes == 0 || rows == 0 || row_bytes.checked_mul(rows) != Some(self.data.len()) {
@@ -99,13 +95,8 @@ pub(super) fn byte_len(dtype: DType, rows: usize, cols: usize) -> Option<usize> 
     (cols / dtype.block_len()).checked_mul(dtype.block_bytes())?.checked_mul(rows)
 }
 
-/// Puts a model together; layers ascend and a layer's tensors keep their order.
-pub(super) fn assemble(
-    model_id: &str,
-    config: &ModelConfig,
-    tensors: &[Tensor],
-    files: BTreeMap<String, Buffer>,
-) -> Result<ModelTables> {
+/// The tensors by layer, and how many values they hold; layers ascend and a layer's tensors keep their order.
+pub(super) fn layers(tensors: &[Tensor]) -> Result<(Vec<LayerTable>, i64)> {
     let schema = layer_schema();
     let mut layers: BTreeMap<i32, Vec<RecordBatch>> = BTreeMap::new();
     let mut total_parameters = 0_i64;
@@ -113,6 +104,18 @@ pub(super) fn assemble(
         layers.entry(tensor.slot.layer_id).or_default().extend(tensor.pieces(&schema)?);
         total_parameters += tensor.shape.iter().product::<usize>() as i64;
     }
+    let layers = layers.into_iter().map(|(layer_id, pieces)| LayerTable { layer_id, pieces }).collect();
+    Ok((layers, total_parameters))
+}
+
+/// Puts a model together; see [`layers`].
+pub(super) fn assemble(
+    model_id: &str,
+    config: &ModelConfig,
+    tensors: &[Tensor],
+    files: BTreeMap<String, Buffer>,
+) -> Result<ModelTables> {
+    let (layers, total_parameters) = layers(tensors)?;
     Ok(ModelTables {
         metadata: ModelMetadata {
             model_id: model_id.to_owned(),
@@ -126,7 +129,7 @@ pub(super) fn assemble(
             num_hidden_layers: config.num_hidden_layers as i32,
         },
         version: 0,
-        layers: layers.into_iter().map(|(layer_id, pieces)| LayerTable { layer_id, pieces }).collect(),
+        layers,
         files,
     })
 }

@@ -197,7 +197,10 @@ fn texts_are_embedded_in_order_and_as_if_alone() {
     let text = |n: usize| (0..n).map(|i| format!("w{}", (i * 5 + n) % 64)).collect::<Vec<_>>().join(" ");
     // Longer than the model takes, empty, and enough for several passes.
     let inputs: Vec<String> = (0..90).map(|i| text((i * 31) % 80)).collect();
-    let embed = |inputs: Vec<String>| block_on(handle.embed(EmbedRequest { inputs, ..EmbedRequest::default() }));
+    let embed = |inputs: Vec<String>| {
+        let inputs = inputs.into_iter().map(Into::into).collect();
+        block_on(handle.embed(EmbedRequest { inputs, ..EmbedRequest::default() }))
+    };
     let together = embed(inputs.clone()).unwrap();
     assert_eq!(together.len(), inputs.len());
     for (input, vector) in inputs.into_iter().zip(together) {

@@ -9,7 +9,11 @@ mod hostile;
 #[cfg(target_os = "linux")]
 mod memory;
 mod minilm;
+mod onnx;
 mod serving;
+#[cfg(target_os = "linux")]
+mod shapes;
 mod smollm2;
 mod support;
 mod tiny;
+mod vision;

@@ -34,7 +34,10 @@ fn check_decoder(tables: &ModelTables, expected: &str) {
 
 #[test]
 fn decoders_match_pytorch() {
-    for name in ["tiny-llama", "tiny-llama-tied", "tiny-qwen2", "tiny-qwen3"] {
+    for name in ["tiny-llama", "tiny-llama-tied", "tiny-llama1", "tiny-llama3", "tiny-smollm"] {
+        check_decoder(&tiny(name), name);
+    }
+    for name in ["tiny-qwen2", "tiny-qwen2-untied", "tiny-qwen3", "tiny-qwen3-tied"] {
         check_decoder(&tiny(name), name);
     }
 }

@@ -170,7 +170,7 @@ impl SearchPlan {
 
     async fn embed(&self, model: Option<&str>, text: &str) -> Result<Vec<f32>> {
         let offer = || {
-            let inputs = vec![text.to_owned()];
+            let inputs = vec![text.into()];
             self.inference.embed(EmbedRequest { model: model.map(ToOwned::to_owned), inputs, normalize: true })
         };
         let mut vectors = ai::patiently(self.busy_timeout, offer, || ()).await.map_err(error::to_datafusion)?;

@@ -67,6 +67,12 @@ pub fn gelu_tanh(x: f32) -> f32 {
     x * (1.0 - 1.0 / (exp(2.0 * u) + 1.0))
 }
 
+/// GELU by the logistic function.
+#[inline(always)]
+pub fn quick_gelu(x: f32) -> f32 {
+    x / (1.0 + exp(-1.702 * x))
+}
+
 /// Adds the lanes as a tree.
 #[inline(always)]
 pub fn sum_lanes(mut lanes: [f32; LANES]) -> f32 {

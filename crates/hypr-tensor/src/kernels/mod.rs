@@ -210,6 +210,11 @@ impl Kernels {
         ops::gelu_tanh(self, x);
     }
 
+    /// The approximation of [`Kernels::gelu`] by the logistic function, `x / (1 + exp(-1.702 x))`, in place.
+    pub fn quick_gelu(&self, x: &mut [f32]) {
+        ops::quick_gelu(self, x);
+    }
+
     /// `x += y`, element by element.
     ///
     /// # Panics

@@ -160,6 +160,18 @@ by_level! {
     }
 }
 
+pub fn quick_gelu(kernels: &Kernels, x: &mut [f32]) {
+    map(kernels, x, quick_gelu_run);
+}
+
+by_level! {
+    fn quick_gelu_run(x: &mut [f32]) {
+        for x in x {
+            *x = math::quick_gelu(*x);
+        }
+    }
+}
+
 pub fn gelu_tanh(kernels: &Kernels, x: &mut [f32]) {
     map(kernels, x, gelu_tanh_run);
 }

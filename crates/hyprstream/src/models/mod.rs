@@ -25,8 +25,11 @@ use registry::{KnownModel, Source};
 
 /// Side file that says which files a pulled model was made from.
 const SOURCE_FILE: &str = "source.json";
+/// Files beside an ONNX file that say what goes into it.
+const ONNX_SETTINGS: [&str; 2] =
+    [hypr_inference::onnx::DESCRIPTION_FILE, hypr_inference::image_processor::PREPROCESSOR_FILE];
 /// Files of a model directory that an importer may want, by extension.
-const IMPORTED_EXTENSIONS: [&str; 4] = ["safetensors", "json", "txt", "jinja"];
+const IMPORTED_EXTENSIONS: [&str; 5] = ["safetensors", "onnx", "json", "txt", "jinja"];
 
 /// Runs a model command.
 pub async fn run(args: ModelArgs) -> Result<(), Failure> {
@@ -37,7 +40,7 @@ pub async fn run(args: ModelArgs) -> Result<(), Failure> {
         }
         ModelCommand::Import { id, path, directory } => {
             let library = open(&directory)?;
-            let imported = model_files(&path).and_then(|files| library.import(&id, &files, BTreeMap::new()));
+            let imported = model_files(&path).and_then(|files| library.import(&id, &files, &[], BTreeMap::new()));
             print(&published(&imported.map_err(|error| cannot_import(&path.display().to_string(), error))?))?;
         }
         ModelCommand::Convert { id, to, name, directory } => {
@@ -75,7 +78,7 @@ async fn pull_model(library: &Library, known: &KnownModel, id: &str, source: Sou
         }
     }
     let files = pull::pull(Cache::from_environment()?, &Sources::from_environment()?, known, source).await?;
-    let imported = library.import(id, &files, BTreeMap::from([(SOURCE_FILE.to_owned(), note)]));
+    let imported = library.import(id, &files, known.settings, BTreeMap::from([(SOURCE_FILE.to_owned(), note)]));
     print(&published(&imported.map_err(|error| cannot_import(known.name, error))?))
 }
 
@@ -85,16 +88,28 @@ fn cannot_import(what: &str, error: Error) -> Error {
 
 fn source_note(known: &KnownModel) -> Result<Vec<u8>> {
     let files: BTreeMap<&str, &str> = known.files.iter().map(|file| (file.path, file.sha256)).collect();
-    let note = serde_json::json!({"name": known.name, "hub": known.hub_repo, "sha256": files});
+    let settings: BTreeMap<&str, &str> = known.settings.iter().copied().collect();
+    let mut note =
+        serde_json::json!({"name": known.name, "hub": known.hub.as_ref().map(|hub| hub.repo), "sha256": files});
+    if !settings.is_empty() {
+        note["settings"] = serde_json::json!(settings);
+    }
     serde_json::to_vec_pretty(&note).map_err(|error| Error::internal("the source note is not JSON").with_source(error))
 }
 
-/// The files of a model by name: a GGUF file alone, or those of a directory.
+/// The files of a model by name: a GGUF file alone, an ONNX file with what describes it beside it, or those of a
+/// directory.
 fn model_files(path: &Path) -> Result<BTreeMap<String, PathBuf>> {
     if !path.is_dir() {
-        let is_gguf = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
-        if path.exists() && !is_gguf {
-            let message = format!("{} is neither a .gguf file nor a directory of safetensors", path.display());
+        let is = |end: &str| path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case(end));
+        if is("onnx") {
+            let beside = ONNX_SETTINGS.map(|name| (name.to_owned(), path.with_file_name(name)));
+            let mut files: BTreeMap<String, PathBuf> = beside.into_iter().filter(|(_, path)| path.is_file()).collect();
+            files.insert("model.onnx".to_owned(), path.to_owned());
+            return Ok(files);
+        }
+        if path.exists() && !is("gguf") {
+            let message = format!("{} is neither a .gguf or .onnx file nor a directory of safetensors", path.display());
             return Err(Error::invalid(message));
         }
         return Ok(BTreeMap::from([("model.gguf".to_owned(), path.to_owned())]));

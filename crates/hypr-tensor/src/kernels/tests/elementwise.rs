@@ -54,6 +54,9 @@ fn activations_match_their_definition() {
         // The two forms of GELU differ by less than 5e-4; the exact one has known values in `math`.
         close(&out, x.iter().map(|x| tanh(wide(x))), 5e-4, "gelu");
         out.copy_from_slice(&x);
+        kernels.quick_gelu(&mut out);
+        close(&out, x.iter().map(|x| wide(x) / (1.0 + (-1.702 * wide(x)).exp())), 1e-6, "quick_gelu");
+        out.copy_from_slice(&x);
         kernels.add(&mut out, &y);
         close(&out, x.iter().zip(&y).map(|(x, y)| wide(x) + wide(y)), 1e-6, "add");
     }

