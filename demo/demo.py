@@ -2,8 +2,9 @@
 
     python demo/demo.py BINARY DATA_DIR SOURCES
 
-BINARY is the release build, DATA_DIR holds the imported models `minilm` and `smollm2` and no tables yet, SOURCES is
-what `demo/fetch_data.sh` left. `./demo.sh` prepares all three.
+BINARY is the release build, DATA_DIR holds the imported models `minilm`, `smollm2` and `vit` and no tables yet, SOURCES
+is what `demo/fetch_data.sh` left. `./demo.sh` prepares all three. Where DATA_DIR has a model `clip` too, words find
+pictures by their pixels.
 """
 
 import json
@@ -57,8 +58,8 @@ def embed(connection) -> None:
     passages = run(connection, "SELECT count(text_embedding) AS embedded FROM sherlock_text")["embedded"][0].as_py()
     print(f"  -- {passages / seconds:,.0f} passages embedded a second")
     note(
-        "Pictures are embedded by their description, in the same text space as the passages. A vision model, which would "
-        "look at the pixels, is not there yet."
+        "Pictures are embedded twice: by their description, in the same text space as the passages, and by their pixels, "
+        "which a vision transformer looks at."
     )
     change(
         connection,
@@ -66,7 +67,18 @@ def embed(connection) -> None:
         UPDATE sherlock_images SET image_embedding = embed(metadata->>'description', model => 'minilm')
         """,
     )
-    run(connection, "SELECT image_id, image_data, image_embedding, metadata->>'title' AS title FROM sherlock_images LIMIT 4")
+    seconds = change(
+        connection,
+        """
+        UPDATE sherlock_images SET visual_embedding = embed(image_data, model => 'vit')
+        """,
+    )
+    pictures = run(connection, "SELECT count(visual_embedding) AS seen FROM sherlock_images")["seen"][0].as_py()
+    print(f"  -- {pictures / seconds:,.1f} pictures embedded a second")
+    run(
+        connection,
+        "SELECT image_id, image_data, visual_embedding, metadata->>'title' AS title FROM sherlock_images LIMIT 4",
+    )
 
 
 def search(connection) -> None:
@@ -109,6 +121,56 @@ def search(connection) -> None:
             ) ORDER BY score DESC LIMIT 5
             """,
         )
+
+
+def search_by_picture(connection, sources: pathlib.Path) -> None:
+    heading("Search by an example: a crop, a mirrored copy, a poor one")
+    nearest = """
+        SELECT image_id, metadata->>'title' AS title,
+               cosine_similarity(visual_embedding, embed(?, model => 'vit')) AS score
+        FROM sherlock_images
+        ORDER BY score DESC LIMIT 3
+    """
+    hits = 0
+    examples = images.examples(sources / "images")
+    for what, wanted, picture in examples:
+        note(f"{wanted}, {what} ({len(picture):,} bytes):")
+        found = run(connection, nearest, (picture,))
+        hits += found["image_id"][0].as_py() == wanted
+    print(f"\n  -- {hits} of {len(examples)} examples found their picture first, among 16")
+    if hits < 3:
+        raise SystemExit("searching by pictures does not work")
+    run(
+        connection,
+        """
+        SELECT a.metadata->>'title' AS picture, b.metadata->>'title' AS most_like,
+               cosine_similarity(a.visual_embedding, b.visual_embedding) AS score
+        FROM sherlock_images a JOIN sherlock_images b ON a.image_id <> b.image_id
+        QUALIFY row_number() OVER (PARTITION BY a.image_id ORDER BY score DESC) = 1
+        ORDER BY score DESC LIMIT 5
+        """,
+    )
+
+
+def search_by_words(connection) -> None:
+    """Only where a model of both is there."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM model_metadata WHERE model_id = 'clip'")
+        if not cursor.fetchone()[0]:
+            note(
+                "Words find pictures by their pixels too where a model of one space for both is there: import a CLIP "
+                "checkpoint as 'clip' (HYPRSTREAM_DEMO_CLIP=DIRECTORY ./demo.sh)."
+            )
+            return
+    heading("Search pictures by words, in the space that CLIP has for both")
+    run(
+        connection,
+        """
+        SELECT image_id, metadata->>'title' AS title,
+               cosine_similarity(embed(image_data, model => 'clip'), embed('a photograph of a cat', model => 'clip')) AS score
+        FROM sherlock_images ORDER BY score DESC LIMIT 3
+        """,
+    )
 
 
 def answer(connection) -> None:
@@ -186,10 +248,11 @@ def restart(server: Server, binary: str, data_dir: pathlib.Path, log: pathlib.Pa
                 """
                 SELECT (SELECT count(text_embedding) FROM sherlock_text) AS passages,
                        (SELECT count(image_embedding) FROM sherlock_images) AS images,
+                       (SELECT count(visual_embedding) FROM sherlock_images) AS seen,
                        (SELECT count(*) FROM model_metadata) AS models
                 """,
             ).to_pylist()[0]
-        if counts["passages"] < 1000 or counts["images"] < 10 or counts["models"] < 2:
+        if counts["passages"] < 1000 or counts["images"] < 10 or counts["seen"] < 10 or counts["models"] < 3:
             raise SystemExit(f"rows are missing after the restart: {counts}")
         if again.stop() != 0:
             raise SystemExit("the server did not stop cleanly")
@@ -205,6 +268,8 @@ def main() -> None:
             ingest(connection, sources)
             embed(connection)
             search(connection)
+            search_by_picture(connection, sources)
+            search_by_words(connection)
             answer(connection)
             look_inside(connection)
         restart(server, binary, data_dir, log)

