@@ -7,6 +7,7 @@
 pub mod clock;
 pub mod error;
 pub mod model;
+pub mod prefix;
 pub mod principal;
 pub mod types;
 

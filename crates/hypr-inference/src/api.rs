@@ -4,12 +4,18 @@
 //! around the real engine.
 
 use std::fmt;
+use std::sync::Arc;
 
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
-use hypr_common::Result;
 use hypr_common::model::ModelMetadata;
+use hypr_common::prefix::Prefix;
+use hypr_common::{Error, Result};
 
+use crate::kv_table::KvSequence;
+use crate::window::Window;
+
+pub use crate::block_pool::CacheIdentity;
 pub use crate::input::{EmbedInput, InputKind};
 
 /// The engine as its callers see it. `EngineHandle` implements it.
@@ -21,6 +27,19 @@ pub trait Inference: Send + Sync + fmt::Debug {
     /// `Busy` when the queue is full, `NotFound` or `InvalidInput` for a model that cannot do it,
     /// `Unavailable` when the engine is shutting down.
     fn generate(&self, request: GenerateRequest) -> BoxFuture<'static, Result<Generation>>;
+
+    /// Generates `n` texts for one prompt, which is computed once. Text `i` has the request's seed and `i` more, so that at
+    /// temperature 0 all are equal.
+    ///
+    /// # Errors
+    /// As [`Inference::generate`], of the first that fails.
+    fn generate_n(&self, request: GenerateRequest, n: usize) -> BoxFuture<'static, Result<Vec<Generation>>> {
+        let one = |i: u64| {
+            let seed = request.sampling.seed.wrapping_add(i);
+            self.generate(GenerateRequest { sampling: Sampling { seed, ..request.sampling }, ..request.clone() })
+        };
+        Box::pin(futures::future::try_join_all((0..n as u64).map(one).collect::<Vec<_>>()))
+    }
 
     /// Generates text token by token. Concatenating the texts gives [`Generation::text`]; a token that ends
     /// inside a UTF-8 character or inside a possible stop string has an empty text. Dropping the stream
@@ -43,6 +62,54 @@ pub trait Inference: Send + Sync + fmt::Debug {
     /// `NotFound` for an unknown name, `InvalidInput` when the named model cannot do the task or when there
     /// is not exactly one candidate; the message lists the candidates.
     fn resolve(&self, task: Task, name: Option<&str>) -> Result<ModelMetadata>;
+
+    /// Which weights would answer a request for `task` now; `None` where that is not known, so that no answer may be
+    /// kept for later.
+    ///
+    /// # Errors
+    /// As [`Inference::resolve`].
+    fn identity(&self, task: Task, name: Option<&str>) -> Result<Option<CacheIdentity>> {
+        self.resolve(task, name).map(|_| None)
+    }
+
+    /// The sequences whose keys and values there are, running, waiting and ended, as between two steps. Reading them does
+    /// not stop the engine.
+    ///
+    /// # Errors
+    /// `Unavailable` when the engine is shutting down.
+    fn sequences(&self) -> BoxFuture<'static, Result<Vec<KvSequence>>> {
+        Box::pin(futures::future::ready(Ok(Vec::new())))
+    }
+
+    /// What the model computes of the beginning of a request's prompt, in whole blocks before its last token; computed where
+    /// it is not there.
+    ///
+    /// # Errors
+    /// As [`Inference::generate`], and `InvalidInput` for a prompt that fills no block.
+    fn prefix(&self, request: GenerateRequest) -> BoxFuture<'static, Result<Prefix>> {
+        drop(request);
+        Box::pin(futures::future::ready(Err(Error::unsupported("prefixes are not kept here"))))
+    }
+
+    /// Puts a prefix where requests that begin alike find it, until its memory is needed for others. Returns its number of
+    /// tokens.
+    ///
+    /// # Errors
+    /// `NotFound` for an unknown model, `Conflict` where its weights, its adapter or the kernels are not those that the
+    /// prefix was computed with, `Corrupted` where it is not what it says, `ResourceExhausted` where there is no room.
+    fn restore_prefix(&self, prefix: Prefix) -> BoxFuture<'static, Result<usize>> {
+        drop(prefix);
+        Box::pin(futures::future::ready(Err(Error::unsupported("prefixes are not kept here"))))
+    }
+
+    /// What fits one request to the model that generates.
+    ///
+    /// # Errors
+    /// As [`Inference::resolve`], and `Unsupported` where that is not known.
+    fn window(&self, name: Option<&str>) -> Result<Arc<Window>> {
+        let model = self.resolve(Task::Generate, name)?.model_id;
+        Err(Error::unsupported(format!("what fits the context of {model} is not known here")))
+    }
 }
 
 /// What a model can be asked to do.
@@ -81,6 +148,147 @@ impl fmt::Display for Task {
     }
 }
 
+/// What an answer must look like; see `crate::grammar`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Constraint {
+    /// A JSON object.
+    JsonObject,
+    /// JSON that a JSON Schema (the schema's text) accepts.
+    JsonSchema(Arc<str>),
+    /// Text that a regular expression, in Rust's syntax, matches as a whole.
+    Regex(Arc<str>),
+    /// Text of a grammar in Lark's syntax as `llguidance` has it; `start` is its first rule.
+    Lark(Arc<str>),
+}
+
+/// How to guess tokens before they are computed; see `crate::engine`. It changes how fast an answer comes and never what it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Speculative {
+    /// What followed the last tokens, at most `max_ngram` of them, where they stood before: for answers that repeat the
+    /// prompt.
+    PromptLookup {
+        /// At least 1.
+        max_ngram: usize,
+        /// The most tokens to guess at once, at least 1.
+        tokens: usize,
+    },
+    /// What a smaller model with the same tokens says.
+    Draft {
+        /// The model's id.
+        model: String,
+        /// The most tokens to guess at once, at least 1.
+        tokens: usize,
+    },
+}
+
+impl Speculative {
+    /// The most tokens that may be guessed at once.
+    pub const MAX_TOKENS: usize = 64;
+}
+
+/// A function that the model may ask its caller to call.
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(from = "wire::Tool", into = "wire::Tool")]
+pub struct Tool {
+    /// What the model calls it.
+    pub name: String,
+    /// What it does, for the model to read.
+    pub description: String,
+    /// A JSON Schema of the object that it takes; null for nothing.
+    pub parameters: serde_json::Value,
+}
+
+/// Which tools the model may call.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum ToolChoice {
+    /// Any or none.
+    #[default]
+    Auto,
+    /// None; the model is not told of them.
+    None,
+    /// One of them; the answer is nothing else, and its arguments follow the schema.
+    Required,
+    /// This one, as with `Required`.
+    Named(String),
+}
+
+/// A call that the model asks for. In JSON it has OpenAI's shape.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(from = "wire::ToolCall", into = "wire::ToolCall")]
+pub struct ToolCall {
+    /// Tells the calls of one answer apart.
+    pub id: String,
+    /// The tool's name.
+    pub name: String,
+    /// A JSON object, as text.
+    pub arguments: String,
+}
+
+/// OpenAI's shapes of what has a simpler one here.
+mod wire {
+    use serde::{Deserialize, Serialize};
+    use serde_json::Value;
+
+    fn function() -> String {
+        "function".to_owned()
+    }
+
+    #[derive(Serialize, Deserialize)]
+    pub struct Tool {
+        #[serde(rename = "type", default = "function")]
+        kind: String,
+        function: Function,
+    }
+
+    #[derive(Serialize, Deserialize)]
+    struct Function {
+        name: String,
+        #[serde(default)]
+        description: String,
+        #[serde(default)]
+        parameters: Value,
+    }
+
+    impl From<Tool> for super::Tool {
+        fn from(Tool { function, .. }: Tool) -> Self {
+            Self { name: function.name, description: function.description, parameters: function.parameters }
+        }
+    }
+
+    impl From<super::Tool> for Tool {
+        fn from(super::Tool { name, description, parameters }: super::Tool) -> Self {
+            Self { kind: function(), function: Function { name, description, parameters } }
+        }
+    }
+
+    #[derive(Serialize, Deserialize)]
+    pub struct ToolCall {
+        #[serde(default)]
+        id: String,
+        #[serde(rename = "type", default = "function")]
+        kind: String,
+        function: Call,
+    }
+
+    #[derive(Serialize, Deserialize)]
+    struct Call {
+        name: String,
+        arguments: String,
+    }
+
+    impl From<ToolCall> for super::ToolCall {
+        fn from(ToolCall { id, function, .. }: ToolCall) -> Self {
+            Self { id, name: function.name, arguments: function.arguments }
+        }
+    }
+
+    impl From<super::ToolCall> for ToolCall {
+        fn from(super::ToolCall { id, name, arguments }: super::ToolCall) -> Self {
+            Self { id, kind: function(), function: Call { name, arguments } }
+        }
+    }
+}
+
 /// One piece of text to continue.
 #[derive(Clone, Debug, PartialEq)]
 pub struct GenerateRequest {
@@ -97,12 +305,34 @@ pub struct GenerateRequest {
     pub sampling: Sampling,
     /// Generation ends before the first of these strings; it is not part of the text.
     pub stop: Vec<String>,
+    /// Added to the logits of single tokens before anything else; negative infinity forbids a token. Tokens outside the
+    /// model's vocabulary count for nothing.
+    pub logit_bias: Vec<(u32, f32)>,
+    /// Asks how likely each token was, and for so many of the likeliest in its place; at most
+    /// [`GenerateRequest::MAX_LOGPROBS`].
+    pub logprobs: Option<usize>,
+    /// What the answer must look like.
+    pub constraint: Option<Constraint>,
+    /// Guesses of tokens, for a faster answer.
+    pub speculative: Option<Speculative>,
+    /// What the model may call. Its calls are in [`Generation::tool_calls`]; a stream has them as they were written.
+    pub tools: Vec<Tool>,
+    /// Whether it may, or must.
+    pub tool_choice: ToolChoice,
+    /// Answers that are allowed, and no others; any where there are none. Then `max_tokens` is as many as the longest
+    /// takes.
+    pub choices: Vec<String>,
     /// Who asks: a query, a session. Callers take turns by the tokens that each has been served, however many requests
     /// each has.
     pub caller: String,
     /// The lower, the earlier, before any turns; a request may take the memory of one whose number is higher. What is
     /// answered does not change.
     pub priority: i32,
+}
+
+impl GenerateRequest {
+    /// The most that [`GenerateRequest::logprobs`] may ask for, as in OpenAI's and vLLM's interfaces.
+    pub const MAX_LOGPROBS: usize = 20;
 }
 
 impl Default for GenerateRequest {
@@ -114,6 +344,13 @@ impl Default for GenerateRequest {
             max_tokens: 128,
             sampling: Sampling::default(),
             stop: Vec::new(),
+            choices: Vec::new(),
+            logit_bias: Vec::new(),
+            logprobs: None,
+            constraint: None,
+            speculative: None,
+            tools: Vec::new(),
+            tool_choice: ToolChoice::Auto,
             caller: String::new(),
             priority: 0,
         }
@@ -132,12 +369,29 @@ pub enum Prompt {
 }
 
 /// One turn of a conversation.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct ChatMessage {
-    /// `system`, `user` or `assistant`.
+    /// `system`, `user`, `assistant` or `tool`.
     pub role: String,
-    /// What was said.
+    /// What was said, or what a tool answered.
+    #[serde(default)]
     pub content: String,
+    /// Calls that the assistant asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tool_calls: Vec<ToolCall>,
+    /// The call that a tool's message answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tool_call_id: Option<String>,
+    /// The tool whose answer it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+}
+
+impl ChatMessage {
+    /// A message of nothing but text.
+    pub fn new(role: &str, content: &str) -> Self {
+        Self { role: role.to_owned(), content: content.to_owned(), ..Self::default() }
+    }
 }
 
 /// How a token is chosen from the logits. The default is greedy.
@@ -162,12 +416,32 @@ impl Default for Sampling {
 }
 
 /// One generated token.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Token {
     /// The text this token completes; empty inside a UTF-8 character or a possible stop string.
     pub text: String,
     /// The token's number in the model's vocabulary.
     pub id: u32,
+    /// How likely it was, where the request asks.
+    pub logprobs: Option<TokenLogprobs>,
+}
+
+/// How likely the model found a token: before bias, grammar, penalty, temperature and cuts.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TokenLogprobs {
+    /// The token that was chosen.
+    pub token: Logprob,
+    /// The likeliest in its place, the likeliest first.
+    pub top: Vec<Logprob>,
+}
+
+/// The natural logarithm of a token's probability.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Logprob {
+    /// The token's number in the model's vocabulary.
+    pub id: u32,
+    /// At most 0.
+    pub logprob: f32,
 }
 
 /// Why generation ended.
@@ -177,15 +451,19 @@ pub enum FinishReason {
     Stop,
     /// `max_tokens` or the context length was reached.
     Length,
+    /// The model asks for tools to be called.
+    ToolCalls,
     /// The caller stopped waiting.
     Cancelled,
 }
 
 /// A finished generation.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Generation {
-    /// The generated text, without the prompt and without the stop string.
+    /// The generated text, without the prompt, the stop string and calls of tools.
     pub text: String,
+    /// Calls that the model asks for; the answers go into a conversation as messages of role `tool`.
+    pub tool_calls: Vec<ToolCall>,
     /// Why it ended.
     pub finish_reason: FinishReason,
     /// Tokens of the prompt, with template and context.
@@ -196,6 +474,8 @@ pub struct Generation {
     pub context_passages_used: usize,
     /// The version of the weights that answered.
     pub model_version: u64,
+    /// Of each generated token, the one that ended the text included; empty unless the request asks.
+    pub logprobs: Vec<TokenLogprobs>,
 }
 
 /// Inputs to embed, all of one kind.

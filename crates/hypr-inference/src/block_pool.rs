@@ -37,6 +37,15 @@ pub struct CacheIdentity {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PrefixId(u64);
 
+/// What finds a published block: its parent and its own tokens.
+pub type BlockKey = (PrefixId, [u32; KvBlock::TOKENS]);
+
+impl fmt::Display for PrefixId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
 /// A cheap reference to the pool.
 #[derive(Clone)]
 pub struct BlockPool(Arc<Mutex<Blocks>>);
@@ -61,12 +70,13 @@ pub struct BlockUsage {
 /// A published block.
 struct Node {
     root: PrefixId,
-    key: (PrefixId, [u32; KvBlock::TOKENS]),
+    key: BlockKey,
     block: Arc<KvBlock>,
     /// Sequences whose tables have it.
     users: usize,
     /// Its place in `cached` while it has no users.
     released: u64,
+    computed_us: i64,
 }
 
 /// The state behind the lock.
@@ -80,12 +90,14 @@ struct Blocks {
     free: Vec<Arc<KvBlock>>,
     nodes: HashMap<PrefixId, Node>,
     /// Parent and tokens to published block.
-    children: HashMap<(PrefixId, [u32; KvBlock::TOKENS]), PrefixId>,
+    children: HashMap<BlockKey, PrefixId>,
     /// Published blocks without users, longest unused first.
     unused: BTreeMap<u64, PrefixId>,
     roots: HashMap<PrefixId, CacheIdentity>,
     last_id: u64,
     releases: u64,
+    /// As [`BlockPool::tick`] says.
+    now_us: i64,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -127,6 +139,7 @@ impl BlockPool {
             roots: HashMap::new(),
             last_id: 0,
             releases: 0,
+            now_us: 0,
         })))
     }
 
@@ -227,7 +240,8 @@ impl BlockPool {
                 continue;
             }
             let id = blocks.next_id();
-            let node = Node { root, key, block: Arc::clone(&cache.blocks[at]), users: 1, released: 0 };
+            let (block, computed_us) = (Arc::clone(&cache.blocks[at]), blocks.now_us);
+            let node = Node { root, key, block, users: 1, released: 0, computed_us };
             blocks.nodes.insert(id, node);
             blocks.children.insert(key, id);
             cache.published.push(id);
@@ -251,7 +265,7 @@ impl BlockPool {
 }
 
 /// The tokens of block `at`; `None` where they do not fill it.
-fn block_of(tokens: &[u32], at: usize) -> Option<[u32; KvBlock::TOKENS]> {
+pub(crate) fn block_of(tokens: &[u32], at: usize) -> Option<[u32; KvBlock::TOKENS]> {
     tokens.get(at * KvBlock::TOKENS..(at + 1) * KvBlock::TOKENS)?.try_into().ok()
 }
 
@@ -351,5 +365,6 @@ impl Blocks {
     }
 }
 
+mod reading;
 #[cfg(test)]
 mod tests;

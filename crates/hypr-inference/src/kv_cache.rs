@@ -9,7 +9,7 @@ use std::sync::Arc;
 pub use hypr_tensor::KvPrecision;
 use hypr_tensor::{KvBlock, KvPages, KvPart, KvRows, KvShape};
 
-use crate::block_pool::{BlockPool, PrefixId};
+use crate::block_pool::{BlockKey, BlockPool, PrefixId, block_of};
 
 /// The cache of one sequence.
 #[derive(Debug)]
@@ -57,6 +57,15 @@ impl KvCache {
         self.tokens - before
     }
 
+    /// The full block of `tokens` that comes next, where everything before it is published and it is not the last to
+    /// compute.
+    pub fn next_block(&self, root: PrefixId, tokens: &[u32]) -> Option<BlockKey> {
+        let at = self.published.len();
+        let next = self.tokens == at * KvBlock::TOKENS && tokens.len() > (at + 1) * KvBlock::TOKENS;
+        let parent = self.published.last().copied().unwrap_or(root);
+        next.then(|| block_of(tokens, at)).flatten().map(|own| (parent, own))
+    }
+
     /// Lets others share the blocks that are full; `tokens` are all that the sequence has seen.
     pub fn publish(&mut self, root: PrefixId, tokens: &[u32]) {
         if self.tokens / KvBlock::TOKENS > self.published.len() {
@@ -92,6 +101,46 @@ impl KvCache {
     /// Ends a pass that appended `n` tokens to every layer.
     pub(crate) fn advance(&mut self, n: usize) {
         self.tokens += n;
+    }
+
+    /// Fills reserved room with the keys and values of the first `tokens` of a text, as blocks' bytes one after another.
+    pub(crate) fn fill(&mut self, bytes: &[u8], tokens: usize) {
+        for (block, own) in self.blocks.iter_mut().zip(bytes.chunks_exact(self.shape.block_bytes())) {
+            let Some(block) = Arc::get_mut(block) else {
+                panic!("keys and values need a reserved block that nobody shares")
+            };
+            block.copy_from_bytes(own);
+        }
+        self.tokens = tokens;
+    }
+
+    /// The published blocks with one more user, and a copy of what is behind them, for reading.
+    pub(crate) fn reading(&self) -> (KvCache, Vec<KvBlock>) {
+        let full = self.published.last().and_then(|last| self.pool.pin(*last, self.shape));
+        let full = full.unwrap_or_else(|| Self::new(self.pool.clone(), self.shape));
+        let used = self.tokens.div_ceil(KvBlock::TOKENS);
+        let rest = self.blocks[..used.min(self.blocks.len())].iter().skip(full.blocks.len());
+        (full, rest.map(|block| KvBlock::clone(block)).collect())
+    }
+
+    /// The last block that the pool knows.
+    pub(crate) fn last_published(&self) -> Option<PrefixId> {
+        self.published.last().copied()
+    }
+
+    /// Blocks that room for `n` more tokens takes of the pool.
+    pub fn missing_blocks(&self, n: usize) -> usize {
+        (self.tokens + n).div_ceil(KvBlock::TOKENS).saturating_sub(self.blocks.len())
+    }
+
+    /// Whether it holds blocks.
+    pub fn has_blocks(&self) -> bool {
+        !self.blocks.is_empty()
+    }
+
+    /// Forgets all but the first `tokens` tokens; what is published stays. Their blocks are kept for what comes instead.
+    pub fn truncate(&mut self, tokens: usize) {
+        self.tokens = self.tokens.min(tokens.max(self.published.len() * KvBlock::TOKENS));
     }
 
     /// Forgets everything and gives all blocks back; what is published may be found again.

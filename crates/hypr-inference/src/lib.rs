@@ -16,21 +16,26 @@ pub mod convert;
 pub mod encoder;
 pub mod engine;
 pub mod families;
+pub mod grammar;
 pub mod image_processor;
 pub mod import;
 pub mod input;
 pub mod kv_cache;
+pub mod kv_table;
+pub mod logprobs;
 pub mod model;
 pub mod onnx;
 pub mod prompt;
 pub mod sampler;
 pub mod tokenizer;
+pub mod tools;
 pub mod transformer;
 pub mod vision;
 pub mod weights;
+pub mod window;
 
 pub use api::{
-    ChatMessage, EmbedInput, EmbedRequest, FinishReason, GenerateRequest, Generation, Inference, Prompt, Sampling, Task,
-    Token,
+    ChatMessage, Constraint, EmbedInput, EmbedRequest, FinishReason, GenerateRequest, Generation, Inference, Logprob,
+    Prompt, Sampling, Speculative, Task, Token, TokenLogprobs, Tool, ToolCall, ToolChoice,
 };
 pub use engine::{EngineHandle, EngineMetrics, EngineOptions, EngineService, engine};

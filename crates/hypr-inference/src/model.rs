@@ -1,15 +1,17 @@
 //! A model opened for use: its network, tokenizer and chat template over one version of its tables.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use hypr_common::model::{ModelMetadata, ModelTables};
 use hypr_common::{Error, Result};
 use hypr_tensor::{Kernels, Scratch, WeightArray};
 
-use crate::api::{ChatMessage, Task};
-use crate::chat::ChatTemplate;
+use crate::api::{ChatMessage, Task, Tool};
+use crate::chat::{self, ChatTemplate};
 use crate::config::{ModelConfig, Pooling};
+use crate::grammar::Grammars;
 use crate::tokenizer::TextTokenizer;
+use crate::tools::ToolFormat;
 use crate::transformer::{Chunk, Transformer, Workspace};
 use crate::weights::Weights;
 
@@ -17,7 +19,9 @@ use crate::weights::Weights;
 #[derive(Debug)]
 pub struct Model {
     tables: Arc<ModelTables>,
-    tokenizer: TextTokenizer,
+    tokenizer: Arc<TextTokenizer>,
+    /// Made when the first grammar is asked for.
+    grammars: OnceLock<Grammars>,
     chat: Option<ChatTemplate>,
     transformer: Transformer,
     /// `[joint, hidden]`, where the model has a joint space.
@@ -64,7 +68,7 @@ impl Model {
                 Some(ChatTemplate::new(source)?)
             }
         };
-        Ok(Self { tokenizer, chat, transformer, projection, tables })
+        Ok(Self { tokenizer: Arc::new(tokenizer), grammars: OnceLock::new(), chat, transformer, projection, tables })
     }
 
     /// The tables it runs on.
@@ -92,6 +96,36 @@ impl Model {
         &self.transformer
     }
 
+    /// What compiles grammars for its tokens.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a tokenizer whose tokens are not bytes.
+    pub fn grammars(&self) -> Result<&Grammars> {
+        if let Some(grammars) = self.grammars.get() {
+            return Ok(grammars);
+        }
+        let config = self.config();
+        let json = config.tokenizer.as_deref().and_then(|name| self.tables.files.get(name));
+        let json = json.ok_or_else(|| Error::internal("the file of an opened tokenizer is gone"))?;
+        let tokenizer = Arc::clone(&self.tokenizer);
+        let grammars = Grammars::new(tokenizer, json.as_slice(), config.vocab_size, &config.eos_token_ids)?;
+        Ok(self.grammars.get_or_init(|| grammars))
+    }
+
+    /// Whether `other` has the same tokens under the same numbers.
+    pub fn has_tokens_of(&self, other: &Self) -> bool {
+        let file = |model: &Self| {
+            let name = model.config().tokenizer.as_deref()?;
+            model.tables.files.get(name).cloned()
+        };
+        file(self) == file(other) || self.tokenizer.has_tokens_of(&other.tokenizer)
+    }
+
+    /// How it writes calls of tools.
+    pub fn tool_format(&self) -> ToolFormat {
+        self.chat.as_ref().map_or(ToolFormat::Hermes, ChatTemplate::tool_format)
+    }
+
     /// Whether a conversation can be rendered.
     pub fn has_chat_template(&self) -> bool {
         self.chat.is_some()
@@ -110,14 +144,25 @@ impl Model {
     /// # Errors
     /// `InvalidInput` where the template refuses the conversation.
     pub fn render(&self, messages: &[ChatMessage]) -> Result<String> {
+        self.render_with_tools(messages, &[])
+    }
+
+    /// As [`Model::render`], offering `tools`.
+    ///
+    /// # Errors
+    /// As [`Model::render`].
+    pub fn render_with_tools(&self, messages: &[ChatMessage], tools: &[Tool]) -> Result<String> {
         match &self.chat {
             Some(chat) => {
                 let config = self.config();
                 let bos = config.bos_token_id.map(|id| self.tokenizer.token_text(id)).unwrap_or_default();
                 let eos = config.eos_token_ids.first().map(|&id| self.tokenizer.token_text(id)).unwrap_or_default();
-                chat.render(messages, &bos, &eos)
+                chat.render_with_tools(messages, tools, &bos, &eos)
             }
-            None => Ok(messages.iter().map(|message| message.content.as_str()).collect::<Vec<_>>().join("\n\n")),
+            None if tools.is_empty() => {
+                Ok(messages.iter().map(|message| message.content.as_str()).collect::<Vec<_>>().join("\n\n"))
+            }
+            None => self.render_with_tools(&chat::with_instruction(messages, tools), &[]),
         }
     }
 

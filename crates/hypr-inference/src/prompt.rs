@@ -7,8 +7,9 @@
 
 use hypr_common::{Error, Result};
 
-use crate::api::{ChatMessage, GenerateRequest, Prompt};
+use crate::api::{ChatMessage, GenerateRequest, Prompt, Tool};
 use crate::model::Model;
+use crate::tools;
 
 /// What the model reads.
 #[derive(Debug, PartialEq, Eq)]
@@ -20,7 +21,7 @@ pub struct BuiltPrompt {
 }
 
 /// Stands before the passages of an instruction.
-const CONTEXT_HEADING: &str = "Context:";
+pub(crate) const CONTEXT_HEADING: &str = "Context:";
 
 /// A prompt whose passages and length are still open.
 enum Shape {
@@ -33,9 +34,7 @@ impl Shape {
         match prompt {
             Prompt::Raw(text) => Self::Raw(text.clone()),
             Prompt::Chat(messages) => Self::Chat(messages.clone()),
-            Prompt::Instruction(text) => {
-                Self::Chat(vec![ChatMessage { role: "user".to_owned(), content: text.clone() }])
-            }
+            Prompt::Instruction(text) => Self::Chat(vec![ChatMessage::new("user", text)]),
         }
     }
 
@@ -50,7 +49,7 @@ impl Shape {
         }
     }
 
-    fn tokens(&mut self, model: &Model, passages: &[String]) -> Result<Vec<u32>> {
+    fn tokens(&mut self, model: &Model, tools: &[Tool], passages: &[String]) -> Result<Vec<u32>> {
         let mut filled = match self {
             Self::Raw(text) => Self::Raw(text.clone()),
             Self::Chat(messages) => Self::Chat(messages.clone()),
@@ -63,7 +62,7 @@ impl Shape {
         }
         match filled {
             Self::Raw(text) => model.encode_prompt(&text),
-            Self::Chat(messages) => model.encode_prompt(&model.render(&messages)?),
+            Self::Chat(messages) => model.encode_prompt(&model.render_with_tools(&messages, tools)?),
         }
     }
 }
@@ -76,13 +75,14 @@ pub fn build(model: &Model, request: &GenerateRequest) -> Result<BuiltPrompt> {
     let context_length = model.transformer().max_positions();
     let reserved = request.max_tokens.min(context_length * 3 / 4);
     let room = (context_length - reserved).max(1);
+    let tools = tools::offered(request);
     let mut shape = Shape::of(&request.prompt);
-    let mut tokens = fit_prompt(model, &mut shape, room)?;
+    let mut tokens = fit_prompt(model, tools, &mut shape, room)?;
     let mut used = 0;
     if !request.context.is_empty() && tokens.len() < room {
-        let passages = fit_passages(model, &mut shape, &request.context, room)?;
+        let passages = fit_passages(model, tools, &mut shape, &request.context, room)?;
         used = passages.len();
-        tokens = shape.tokens(model, &passages)?;
+        tokens = shape.tokens(model, tools, &passages)?;
     }
     if tokens.is_empty() {
         return Err(Error::invalid("the prompt is empty; give the model something to continue"));
@@ -93,13 +93,13 @@ pub fn build(model: &Model, request: &GenerateRequest) -> Result<BuiltPrompt> {
 }
 
 /// Cuts the prompt until it fits the room, and returns its tokens.
-fn fit_prompt(model: &Model, shape: &mut Shape, room: usize) -> Result<Vec<u32>> {
-    let mut tokens = shape.tokens(model, &[])?;
+fn fit_prompt(model: &Model, tools: &[Tool], shape: &mut Shape, room: usize) -> Result<Vec<u32>> {
+    let mut tokens = shape.tokens(model, tools, &[])?;
     while tokens.len() > room {
         if !drop_oldest_turn(shape) {
             break;
         }
-        tokens = shape.tokens(model, &[])?;
+        tokens = shape.tokens(model, tools, &[])?;
     }
     if tokens.len() > room
         && let Some(text) = shape.text_mut()
@@ -107,7 +107,7 @@ fn fit_prompt(model: &Model, shape: &mut Shape, room: usize) -> Result<Vec<u32>>
         let text_tokens = model.tokenizer().encode(text, false)?;
         let cut = (tokens.len() - room).min(text_tokens.len());
         *text = model.tokenizer().decode(&text_tokens[cut..])?.trim_start_matches('\u{fffd}').to_owned();
-        tokens = shape.tokens(model, &[])?;
+        tokens = shape.tokens(model, tools, &[])?;
     }
     Ok(tokens)
 }
@@ -122,9 +122,15 @@ fn drop_oldest_turn(shape: &mut Shape) -> bool {
 }
 
 /// The passages that fit, the last cut.
-fn fit_passages(model: &Model, shape: &mut Shape, context: &[String], room: usize) -> Result<Vec<String>> {
+fn fit_passages(
+    model: &Model,
+    tools: &[Tool],
+    shape: &mut Shape,
+    context: &[String],
+    room: usize,
+) -> Result<Vec<String>> {
     // A first passage of nothing measures the heading and the paragraph's end.
-    let mut left = room.saturating_sub(shape.tokens(model, &[String::new()])?.len());
+    let mut left = room.saturating_sub(shape.tokens(model, tools, &[String::new()])?.len());
     let separator = model.tokenizer().encode("\n\n", false)?.len();
     let mut passages = Vec::new();
     for passage in context {
@@ -145,7 +151,7 @@ fn fit_passages(model: &Model, shape: &mut Shape, context: &[String], room: usiz
     }
     // Token borders at the joints may cost a token more than the parts.
     while !passages.is_empty() {
-        let over = shape.tokens(model, &passages)?.len().saturating_sub(room);
+        let over = shape.tokens(model, tools, &passages)?.len().saturating_sub(room);
         if over == 0 {
             break;
         }

@@ -1,27 +1,43 @@
 //! Chooses the next token from the logits.
 //!
-//! Order of the steps: repetition penalty, temperature, top-k, top-p, then one draw; temperature 0 takes the most
-//! likely token, the lowest id among equals. Invariant: the same seed, logits and history give the same token on
-//! every machine: the generator is ours and no step depends on the order of equal logits.
+//! Order of the steps: bias, repetition penalty, temperature, top-k, top-p, then one draw; temperature 0 takes the most
+//! likely token, the lowest id among equals.
+//!
+//! A draw is a race: each candidate gets a time, exponentially distributed with its probability as the rate, and the
+//! first wins, which it does with that probability (the Gumbel-max trick in its exponential form). The random number
+//! behind a token's time is a hash of the seed, the place in the answer and the token. So no state moves from draw to
+//! draw, a draw that is repeated gives the same, and another model that draws at the same place with the same seed
+//! mostly finds the same token where it is of the same opinion (Daliri, Musco and Suresh, "Coupling without
+//! Communication and Drafter-Invariant Speculative Decoding", arXiv:2408.07978), which makes it a good guess.
+//!
+//! Invariant: the same seed, place, logits and history give the same token on every machine, and no step depends on the
+//! order of equal logits.
 
 use crate::api::Sampling;
 
-/// A random generator of 64 bits of state (SplitMix64, Steele, Lea and Flood 2014).
-#[derive(Clone, Debug)]
-struct SplitMix64(u64);
+/// What SplitMix64 adds to its state from number to number.
+const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 
-impl SplitMix64 {
-    fn next_u64(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+/// The output function of SplitMix64 (Steele, Lea and Flood 2014).
+fn mix(z: u64) -> u64 {
+    let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+/// The random numbers of one place in an answer, one a token.
+#[derive(Clone, Copy, Debug)]
+struct Noise(u64);
+
+impl Noise {
+    fn at(seed: u64, place: u64) -> Self {
+        Self(mix(mix(seed.wrapping_add(GOLDEN)).wrapping_add(place.wrapping_mul(GOLDEN))))
     }
 
-    /// Uniform in `[0, 1)`.
-    fn next_unit(&mut self) -> f64 {
-        (self.next_u64() >> 11) as f64 / (1_u64 << 53) as f64
+    /// Uniform between 0 and 1, neither of them included.
+    fn unit(self, token: u32) -> f64 {
+        let bits = mix(self.0.wrapping_add((u64::from(token) + 1).wrapping_mul(GOLDEN)));
+        ((bits >> 11) as f64 + 0.5) / (1_u64 << 53) as f64
     }
 }
 
@@ -29,7 +45,10 @@ impl SplitMix64 {
 #[derive(Clone, Debug)]
 pub struct Sampler {
     sampling: Sampling,
-    random: SplitMix64,
+    /// Token and what is added to its logit.
+    bias: Vec<(u32, f32)>,
+    /// Tokens chosen so far.
+    place: u64,
     /// Tokens of prompt and answer, each once; kept only where they are penalised.
     seen: Vec<u32>,
     is_seen: Vec<bool>,
@@ -38,17 +57,13 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// A sampler for a sequence that starts with `prompt`.
-    pub fn new(sampling: Sampling, prompt: &[u32]) -> Self {
-        let mut sampler = Self {
-            sampling,
-            random: SplitMix64(sampling.seed),
-            seen: Vec::new(),
-            is_seen: Vec::new(),
-            candidates: Vec::new(),
-        };
+    /// A sampler for a sequence that starts with `prompt`. `bias` is added to the logits of its tokens; those outside the
+    /// vocabulary are passed over.
+    pub fn new(sampling: Sampling, bias: Vec<(u32, f32)>, prompt: &[u32]) -> Self {
+        let mut sampler =
+            Self { sampling, bias, place: 0, seen: Vec::new(), is_seen: Vec::new(), candidates: Vec::new() };
         for &token in prompt {
-            sampler.observe(token);
+            sampler.see(token);
         }
         sampler
     }
@@ -57,7 +72,7 @@ impl Sampler {
         self.sampling.repetition_penalty != 1.0
     }
 
-    fn observe(&mut self, token: u32) {
+    fn see(&mut self, token: u32) {
         if !self.penalises() {
             return;
         }
@@ -70,14 +85,36 @@ impl Sampler {
         }
     }
 
-    /// Chooses a token from `logits`, `[vocab]`, which the penalty changes in place.
+    /// Takes note of the answer's next token.
+    pub fn observe(&mut self, token: u32) {
+        self.place += 1;
+        self.see(token);
+    }
+
+    /// Chooses the answer's next token from `logits`, `[vocab]`, which bias and penalty change in place, and takes note
+    /// of it.
     pub fn sample(&mut self, logits: &mut [f32]) -> u32 {
+        let token = self.guess(logits, 0);
+        self.observe(token);
+        token
+    }
+
+    /// The token that [`Sampler::sample`] would choose from `logits` when `ahead` more tokens have been observed, those
+    /// tokens' penalties left aside.
+    pub fn guess(&mut self, logits: &mut [f32], ahead: usize) -> u32 {
+        for &(token, bias) in &self.bias {
+            if let Some(logit) = logits.get_mut(token as usize) {
+                *logit += bias;
+            }
+        }
         if self.penalises() {
             self.penalise(logits);
         }
-        let token = if self.sampling.temperature > 0.0 { self.draw(logits) } else { argmax(logits) };
-        self.observe(token);
-        token
+        if self.sampling.temperature > 0.0 {
+            self.draw(logits, Noise::at(self.sampling.seed, self.place + ahead as u64))
+        } else {
+            argmax(logits)
+        }
     }
 
     /// Source: CTRL, arXiv:1909.05858, with the sign rule of Hugging Face.
@@ -90,15 +127,16 @@ impl Sampler {
         }
     }
 
-    fn draw(&mut self, logits: &[f32]) -> u32 {
+    fn draw(&mut self, logits: &[f32], noise: Noise) -> u32 {
         let Sampling { temperature, top_k, top_p, .. } = self.sampling;
         let candidates = &mut self.candidates;
         candidates.clear();
-        candidates.extend(logits.iter().zip(0..).filter(|(logit, _)| !logit.is_nan()).map(|(&logit, id)| (logit, id)));
+        let possible = |&(logit, _): &(f32, u32)| logit > f32::NEG_INFINITY;
+        candidates.extend(logits.iter().copied().zip(0..).filter(possible));
         if candidates.is_empty() {
             return argmax(logits);
         }
-        // Most likely first, the lower id among equals: a total order, so that the draw is reproducible.
+        // Most likely first, the lower id among equals: a total order, so that the cuts are reproducible.
         let order = |a: &(f32, u32), b: &(f32, u32)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
         if top_k > 0 && top_k < candidates.len() {
             candidates.select_nth_unstable_by(top_k - 1, order);
@@ -108,18 +146,18 @@ impl Sampler {
         let weight = |logit: f32| (f64::from(logit - max) / f64::from(temperature)).exp();
         if top_p < 1.0 {
             keep_nucleus(candidates, f64::from(top_p), weight, order);
-        } else {
-            candidates.sort_unstable_by_key(|&(_, id)| id);
         }
-        let total: f64 = candidates.iter().map(|&(logit, _)| weight(logit)).sum();
-        let mut left = self.random.next_unit() * total;
+        let mut first = (f64::INFINITY, u32::MAX);
         for &(logit, id) in candidates.iter() {
-            left -= weight(logit);
-            if left < 0.0 {
-                return id;
+            let (weight, unit) = (weight(logit), noise.unit(id));
+            // -ln u is at least 1 - u, so most are known to lose without a logarithm.
+            if 1.0 - unit <= first.0 * weight || first.1 == u32::MAX {
+                let time = (-unit.ln() / weight, id);
+                first = if time < first { time } else { first };
             }
         }
-        candidates.last().map_or(0, |&(_, id)| id)
+        // Logits that are not finite may leave no winner.
+        if first.1 == u32::MAX { argmax(logits) } else { first.1 }
     }
 }
 
@@ -176,7 +214,7 @@ mod tests {
     }
 
     fn draws(sampling: Sampling, logits: &[f32], n: usize) -> Vec<u32> {
-        let mut sampler = Sampler::new(sampling, &[]);
+        let mut sampler = Sampler::new(sampling, Vec::new(), &[]);
         (0..n).map(|_| sampler.sample(&mut logits.to_vec())).collect()
     }
 
@@ -230,10 +268,47 @@ mod tests {
     #[test]
     fn the_penalty_makes_seen_tokens_less_likely() {
         let sampling = Sampling { repetition_penalty: 2.0, ..Sampling::default() };
-        let mut sampler = Sampler::new(sampling, &[0, 0]);
+        let mut sampler = Sampler::new(sampling, Vec::new(), &[0, 0]);
         let logits = [3.0, 2.0, 1.7, -1.0];
         let picked: Vec<u32> = (0..3).map(|_| sampler.sample(&mut logits.to_vec())).collect();
         assert_eq!(picked, [1, 2, 0]);
+    }
+
+    #[test]
+    fn a_bias_lifts_and_forbids() {
+        let mut sampler = Sampler::new(Sampling::default(), vec![(0, f32::NEG_INFINITY), (2, 5.0), (9, 1.0)], &[]);
+        assert_eq!(sampler.sample(&mut [9.0, 3.0, 1.0]), 2);
+        let mut warm = Sampler::new(sampling(1.0, 0, 1.0, 1), vec![(0, f32::NEG_INFINITY)], &[]);
+        assert!((0..500).all(|_| warm.sample(&mut [9.0, 3.0, 1.0]) != 0));
+    }
+
+    #[test]
+    fn a_guess_is_what_will_be_chosen_there() {
+        let logits: Vec<f32> = (0..50).map(|i| ((i * 31) % 17) as f32 / 4.0).collect();
+        let mut sampler = Sampler::new(sampling(1.0, 0, 0.95, 3), Vec::new(), &[]);
+        let guesses: Vec<u32> = (0..40).map(|ahead| sampler.guess(&mut logits.clone(), ahead)).collect();
+        let chosen: Vec<u32> = (0..40).map(|_| sampler.sample(&mut logits.clone())).collect();
+        assert_eq!(guesses, chosen);
+        assert!(chosen.iter().collect::<std::collections::BTreeSet<_>>().len() > 5);
+    }
+
+    /// Two distributions drawn with the same noise agree at least as often as (1 - tv) / (1 + tv) says (arXiv:2408.07978,
+    /// theorem 1).
+    #[test]
+    fn like_distributions_drawn_with_one_seed_mostly_agree() {
+        let target: Vec<f32> = (0..20).map(|i| -(i as f32) / 3.0).collect();
+        let other: Vec<f32> = target.iter().enumerate().map(|(i, logit)| logit + [0.3, -0.2, 0.1][i % 3]).collect();
+        let softmax = |logits: &[f32]| {
+            let total: f64 = logits.iter().map(|&logit| f64::from(logit).exp()).sum();
+            logits.iter().map(|&logit| f64::from(logit).exp() / total).collect::<Vec<_>>()
+        };
+        let tv: f64 = softmax(&target).iter().zip(softmax(&other)).map(|(p, q)| (p - q).abs() / 2.0).sum();
+        let n = 20_000;
+        let (first, second) = (draws(sampling(1.0, 0, 1.0, 5), &target, n), draws(sampling(1.0, 0, 1.0, 5), &other, n));
+        let equal = first.iter().zip(&second).filter(|(a, b)| a == b).count() as f64 / n as f64;
+        // Less five standard deviations of a share of 20,000.
+        let least = (1.0 - tv) / (1.0 + tv) - 5.0 * 0.5 / (n as f64).sqrt();
+        assert!(tv > 0.05 && equal >= least && equal < 1.0, "{equal} agree, tv {tv}");
     }
 
     #[test]

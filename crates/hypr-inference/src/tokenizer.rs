@@ -57,6 +57,16 @@ impl TextTokenizer {
         self.inner.id_to_token(token).unwrap_or_default()
     }
 
+    /// Whether `text` is a token that is not part of any text, such as `<|im_end|>`.
+    pub fn is_special(&self, text: &str) -> bool {
+        self.inner.get_added_vocabulary().is_special_token(text)
+    }
+
+    /// Whether `other` has the same tokens under the same numbers.
+    pub fn has_tokens_of(&self, other: &Self) -> bool {
+        self.inner.get_vocab(true) == other.inner.get_vocab(true)
+    }
+
     /// The highest token plus one.
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab(true).values().max().map_or(0, |&id| id as usize + 1)

@@ -56,13 +56,13 @@ pub enum KvPart {
 }
 
 /// Keys and values of [`KvBlock::TOKENS`] consecutive tokens in all layers.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct KvBlock {
     shape: KvShape,
     elements: Elements,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Elements {
     F16(Box<[f16]>),
     F32(Box<[f32]>),
@@ -98,6 +98,34 @@ impl KvBlock {
             match &mut self.elements {
                 Elements::F16(elements) => elements[first..first + rows.len()].convert_from_f32_slice(rows),
                 Elements::F32(elements) => elements[first..first + rows.len()].copy_from_slice(rows),
+            }
+        }
+    }
+
+    /// Appends all its elements to `bytes`, little-endian, in their order.
+    pub fn append_bytes(&self, bytes: &mut Vec<u8>) {
+        match &self.elements {
+            Elements::F16(elements) => elements.iter().for_each(|v| bytes.extend_from_slice(&v.to_le_bytes())),
+            Elements::F32(elements) => elements.iter().for_each(|v| bytes.extend_from_slice(&v.to_le_bytes())),
+        }
+    }
+
+    /// Takes all its elements from `bytes`, which [`KvBlock::append_bytes`] made of a block of the same shape.
+    ///
+    /// # Panics
+    /// When they are too few or too many.
+    pub fn copy_from_bytes(&mut self, bytes: &[u8]) {
+        assert_eq!(bytes.len(), self.shape.block_bytes(), "bytes of a block of another shape");
+        match &mut self.elements {
+            Elements::F16(elements) => {
+                for (element, own) in elements.iter_mut().zip(bytes.chunks_exact(2)) {
+                    *element = f16::from_le_bytes([own[0], own[1]]);
+                }
+            }
+            Elements::F32(elements) => {
+                for (element, own) in elements.iter_mut().zip(bytes.chunks_exact(4)) {
+                    *element = f32::from_le_bytes([own[0], own[1], own[2], own[3]]);
+                }
             }
         }
     }

@@ -11,13 +11,19 @@ pub fn number(name: &str, default: usize) -> usize {
     std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default)
 }
 
-/// The one model that is measured, `bench`.
+/// The model that is measured, `bench`, and perhaps one beside it.
 #[derive(Debug)]
 pub struct One(BTreeMap<String, Arc<ModelTables>>);
 
 impl One {
     pub fn new(tables: Arc<ModelTables>) -> Self {
-        Self(BTreeMap::from([("bench".to_owned(), tables)]))
+        Self::with(tables, None)
+    }
+
+    /// The same beside a model that guesses for it, `draft`.
+    pub fn with(tables: Arc<ModelTables>, draft: Option<Arc<ModelTables>>) -> Self {
+        let models = [("bench".to_owned(), tables)].into_iter().chain(draft.map(|draft| ("draft".to_owned(), draft)));
+        Self(models.collect())
     }
 }
 
@@ -27,6 +33,6 @@ impl ModelSource for One {
     }
 
     fn open(&self, model_id: &str) -> Result<Arc<ModelTables>> {
-        self.0.get(model_id).cloned().ok_or_else(|| Error::not_found("the bench has one model"))
+        self.0.get(model_id).cloned().ok_or_else(|| Error::not_found(format!("the bench has no model {model_id}")))
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use hypr_common::Result;
 use hypr_tensor::Kernels;
 
-use super::fairness::{READ, WRITTEN};
+use super::fairness::READ;
 use super::metrics::{Counters, add};
 use super::sequence::Sequence;
 use crate::transformer::{Chunk, Workspace};
@@ -15,7 +15,7 @@ use crate::transformer::{Chunk, Workspace};
 pub(super) struct Member {
     /// Its place among the running sequences.
     pub at: usize,
-    /// How many of its pending tokens the step computes.
+    /// How many of its pending tokens, and then of its guesses, the step computes.
     pub tokens: usize,
 }
 
@@ -23,6 +23,8 @@ pub(super) struct Member {
 #[derive(Debug, Default)]
 pub(super) struct Batch {
     pub members: Vec<Member>,
+    /// Tokens that it may still take.
+    pub room: usize,
 }
 
 /// Runs the pass and postprocesses it. An error of the whole pass is returned; one of a sequence goes to its caller.
@@ -36,30 +38,26 @@ pub(super) fn run(
     let mut members = pick(&batch.members, running);
     let Some(model) = members.first().map(|(sequence, _)| Arc::clone(sequence.model())) else { return Ok(()) };
     let mut chunks: Vec<Chunk<'_>> = Vec::with_capacity(members.len());
+    let rows: Vec<usize> = members.iter().map(|(sequence, n)| sequence.rows(*n)).collect();
     for (sequence, n) in &mut members {
-        let logits = *n == sequence.pending();
         let (tokens, cache) = sequence.chunk(*n);
-        chunks.push(Chunk { tokens, cache: Some(cache), logits });
+        chunks.push(Chunk { tokens, cache: Some(cache), logits: true });
     }
-    model.transformer().forward(kernels, &mut chunks, work)?;
+    model.transformer().forward_rows(kernels, &mut chunks, &rows, work)?;
     drop(chunks);
-    // Counted before anyone is answered, so that who has an answer finds it counted.
-    let done = members.iter().filter(|(sequence, _)| sequence.pending() == 0).count();
     add(&counters.steps, 1);
     add(&counters.computed_tokens, members.iter().map(|(_, n)| n).sum());
-    add(&counters.generated_tokens, done);
-    let mut rows = work.logits_mut().chunks_exact_mut(model.config().vocab_size);
-    for (sequence, n) in members {
-        sequence.publish();
+    let mut logits = work.logits_mut();
+    for ((sequence, n), rows) in members.into_iter().zip(rows) {
         sequence.stream().charge(READ * n as u64);
-        if sequence.pending() > 0 {
-            continue;
-        }
-        let Some(logits) = rows.next() else { continue };
-        sequence.stream().charge(WRITTEN);
-        if let Err(error) = sequence.postprocess(logits) {
+        let own;
+        (own, logits) = logits.split_at_mut(rows * model.config().vocab_size);
+        if rows > 0
+            && let Err(error) = sequence.postprocess(own, counters)
+        {
             sequence.fail(error);
         }
+        sequence.publish();
     }
     Ok(())
 }

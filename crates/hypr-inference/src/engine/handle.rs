@@ -1,5 +1,6 @@
 //! The callers' side of the engine.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
@@ -7,14 +8,20 @@ use std::sync::{Arc, mpsc};
 use futures::channel::{mpsc as stream, oneshot};
 use futures::future::{self, BoxFuture, FutureExt};
 use futures::stream::{BoxStream, StreamExt};
-use hypr_common::model::{ModelMetadata, ModelSource};
+use hypr_common::model::{ModelMetadata, ModelSource, ModelTables};
+use hypr_common::prefix::Prefix;
 use hypr_common::{Error, ErrorKind, Result};
+use parking_lot::Mutex;
 
 use super::metrics::{Counters, EngineMetrics, add};
-use super::{Command, EmbedJob, EngineOptions, GenerateJob, Reply, Ticket};
-use crate::api::{EmbedInput, EmbedRequest, GenerateRequest, Generation, Inference, InputKind, Task, Token};
-use crate::block_pool::BlockPool;
+use super::{Command, EmbedJob, EngineOptions, GenerateJob, Reply, RootJob, Ticket};
+use crate::api::{
+    EmbedInput, EmbedRequest, GenerateRequest, Generation, Inference, InputKind, Speculative, Task, Token,
+};
+use crate::block_pool::{BlockPool, CacheIdentity};
+use crate::kv_table::{KvSequence, Root};
 use crate::model;
+use crate::window::Window;
 
 /// A cheap reference to the engine. The service ends when the last one is dropped.
 #[derive(Clone)]
@@ -25,7 +32,11 @@ pub struct EngineHandle {
     options: Arc<EngineOptions>,
     pool: BlockPool,
     counters: Arc<Counters>,
+    /// By model, of the tables beside it.
+    windows: Arc<Mutex<Windows>>,
 }
+
+type Windows = HashMap<String, (Arc<ModelTables>, Arc<Window>)>;
 
 impl fmt::Debug for EngineHandle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -41,7 +52,7 @@ impl EngineHandle {
         options: EngineOptions,
         (pool, counters): (BlockPool, Arc<Counters>),
     ) -> Self {
-        Self { sender, waiting, source, options: Arc::new(options), pool, counters }
+        Self { sender, waiting, source, options: Arc::new(options), pool, counters, windows: Arc::default() }
     }
 
     /// What the engine has done and holds.
@@ -76,8 +87,19 @@ impl EngineHandle {
     fn submit_generation(&self, request: GenerateRequest, reply: Reply) -> Result<()> {
         check(&request)?;
         let model_id = self.resolve(Task::Generate, request.model.as_deref())?.model_id;
+        let draft_id = match &request.speculative {
+            Some(Speculative::Draft { model, .. }) => Some(self.resolve(Task::Generate, Some(model))?.model_id),
+            _ => None,
+        };
         let ticket = self.ticket()?;
-        self.send(Command::Generate(GenerateJob { ticket, model_id, request, reply }))
+        self.send(Command::Generate(GenerateJob { ticket, model_id, draft_id, request, reply }))
+    }
+
+    /// Where the chains of a model begin, and the tokens of a request to it.
+    async fn root(&self, model_id: String, request: Option<Box<GenerateRequest>>) -> Result<Root> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Command::Root(RootJob { model_id, request, reply }))?;
+        answer.await.unwrap_or_else(|_| Err(ended()))
     }
 
     fn submit_embedding(&self, request: EmbedRequest, reply: oneshot::Sender<Result<Vec<Vec<f32>>>>) -> Result<()> {
@@ -110,6 +132,31 @@ fn check(request: &GenerateRequest) -> Result<()> {
             "repetition_penalty is {}; give more than 0, and 1 for none",
             sampling.repetition_penalty
         )));
+    }
+    if let Some(top) = request.logprobs.filter(|&top| top > GenerateRequest::MAX_LOGPROBS) {
+        let most = GenerateRequest::MAX_LOGPROBS;
+        return Err(Error::invalid(format!("logprobs asks for {top} tokens; ask for at most {most}")));
+    }
+    if let Some((token, bias)) = request.logit_bias.iter().find(|(_, bias)| bias.is_nan() || *bias == f32::INFINITY) {
+        return Err(Error::invalid(format!(
+            "logit_bias of token {token} is {bias}; give a number, or negative infinity to forbid it"
+        )));
+    }
+    check_speculation(request)
+}
+
+/// Refuses guesses of nothing and of more than a step should take.
+fn check_speculation(request: &GenerateRequest) -> Result<()> {
+    let (max_ngram, tokens) = match &request.speculative {
+        None => return Ok(()),
+        Some(Speculative::PromptLookup { max_ngram, tokens }) => (*max_ngram, *tokens),
+        Some(Speculative::Draft { tokens, .. }) => (1, *tokens),
+    };
+    let most = Speculative::MAX_TOKENS;
+    for (name, value) in [("max_ngram", max_ngram), ("tokens", tokens)] {
+        if !(1..=most).contains(&value) {
+            return Err(Error::invalid(format!("speculative: {name} is {value}; give 1 to {most}")));
+        }
     }
     Ok(())
 }
@@ -149,6 +196,57 @@ impl Inference for EngineHandle {
             Task::EmbedImage | Task::EmbedAudio => None,
         };
         resolve(models, task, name, default)
+    }
+
+    fn identity(&self, task: Task, name: Option<&str>) -> Result<Option<CacheIdentity>> {
+        let model = self.resolve(task, name)?.model_id;
+        let version = self.source.open(&model)?.version;
+        Ok(Some(CacheIdentity { model, version, adapter_version: 0 }))
+    }
+
+    fn sequences(&self) -> BoxFuture<'static, Result<Vec<KvSequence>>> {
+        let (reply, answer) = oneshot::channel();
+        match self.send(Command::Sequences(reply)) {
+            Ok(()) => answer.map(|answer| answer.map_err(|_| ended())).boxed(),
+            Err(error) => future::ready(Err(error)).boxed(),
+        }
+    }
+
+    fn prefix(&self, request: GenerateRequest) -> BoxFuture<'static, Result<Prefix>> {
+        let engine = self.clone();
+        async move {
+            let model_id = engine.resolve(Task::Generate, request.model.as_deref())?.model_id;
+            // One token, and all before it is computed and published.
+            if let Some(token) = engine.generate_stream(request.clone()).next().await {
+                token?;
+            }
+            let root = engine.root(model_id, Some(Box::new(request))).await?;
+            root.prefix(&engine.pool)
+        }
+        .boxed()
+    }
+
+    fn restore_prefix(&self, prefix: Prefix) -> BoxFuture<'static, Result<usize>> {
+        let engine = self.clone();
+        async move {
+            let model_id = engine.resolve(Task::Generate, Some(&prefix.origin.model_id))?.model_id;
+            let root = engine.root(model_id, None).await?;
+            root.restore(&prefix, &engine.pool)
+        }
+        .boxed()
+    }
+
+    fn window(&self, name: Option<&str>) -> Result<Arc<Window>> {
+        let model = self.resolve(Task::Generate, name)?.model_id;
+        let tables = self.source.open(&model)?;
+        if let Some((known, window)) = self.windows.lock().get(&model)
+            && Arc::ptr_eq(known, &tables)
+        {
+            return Ok(Arc::clone(window));
+        }
+        let window = Arc::new(Window::open(&tables, self.options.max_context_tokens)?);
+        self.windows.lock().insert(model, (tables, Arc::clone(&window)));
+        Ok(window)
     }
 }
 

@@ -19,6 +19,8 @@ pub(super) struct Counters {
     pub computed_tokens: AtomicU64,
     pub generated_tokens: AtomicU64,
     pub prefix_hit_tokens: AtomicU64,
+    pub drafted_tokens: AtomicU64,
+    pub accepted_tokens: AtomicU64,
 }
 
 /// Adds to a counter.
@@ -54,6 +56,10 @@ pub struct EngineMetrics {
     pub generated_tokens: u64,
     /// Tokens that did not have to go through the network because another sequence began alike.
     pub prefix_hit_tokens: u64,
+    /// Tokens that were guessed before they were computed.
+    pub drafted_tokens: u64,
+    /// Those of them that were right.
+    pub accepted_tokens: u64,
     /// The key-value cache (gauges).
     pub kv: BlockUsage,
 }
@@ -73,6 +79,8 @@ impl Counters {
             computed_tokens: get(&self.computed_tokens),
             generated_tokens: get(&self.generated_tokens),
             prefix_hit_tokens: get(&self.prefix_hit_tokens),
+            drafted_tokens: get(&self.drafted_tokens),
+            accepted_tokens: get(&self.accepted_tokens),
             kv,
         }
     }

@@ -8,6 +8,7 @@
 //! knowledge of where models are kept.
 
 mod batch;
+mod choices;
 mod embedding;
 mod fairness;
 mod handle;
@@ -15,6 +16,7 @@ mod metrics;
 mod scheduler;
 mod sequence;
 mod service;
+mod speculation;
 
 use std::any::Any;
 use std::num::NonZero;
@@ -24,17 +26,20 @@ use std::sync::atomic::AtomicUsize;
 use std::sync::mpsc;
 
 use futures::channel::{mpsc as stream, oneshot};
+use hypr_common::clock::{Clock, ManualClock};
 use hypr_common::model::ModelSource;
 use hypr_common::{Error, Result};
 use hypr_tensor::Level;
 
 use crate::api::{EmbedInput, GenerateRequest, Generation, Token};
 use crate::block_pool::BlockPool;
+use crate::kv_table::KvSequence;
 use metrics::Counters;
 
 pub use handle::EngineHandle;
 pub use metrics::EngineMetrics;
 pub use service::EngineService;
+use service::RootJob;
 
 /// How the engine is set up.
 #[derive(Clone, Debug)]
@@ -54,6 +59,8 @@ pub struct EngineOptions {
     pub max_context_tokens: usize,
     /// The kernels' instruction set; `None` takes the best that the processor has.
     pub level: Option<Level>,
+    /// What time it is, for [`KvSequence::computed_us`].
+    pub clock: Arc<dyn Clock>,
     /// The model that generates where a request names none.
     pub default_generation_model: Option<String>,
     /// The model that embeds where a request names none.
@@ -70,6 +77,7 @@ impl Default for EngineOptions {
             queue_depth: 256,
             max_context_tokens: 8192,
             level: None,
+            clock: Arc::new(ManualClock::default()),
             default_generation_model: None,
             default_embedding_model: None,
         }
@@ -99,9 +107,12 @@ impl Drop for Ticket {
 
 /// What a handle tells the service.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "there is one of it a request, and most are the large one")]
 enum Command {
     Generate(GenerateJob),
     Embed(EmbedJob),
+    Sequences(oneshot::Sender<Vec<KvSequence>>),
+    Root(RootJob),
     Shutdown,
 }
 
@@ -111,6 +122,8 @@ struct GenerateJob {
     ticket: Ticket,
     /// Resolved: `request.model` is not looked at again.
     model_id: String,
+    /// Resolved too: the model of [`crate::api::Speculative::Draft`].
+    draft_id: Option<String>,
     request: GenerateRequest,
     reply: Reply,
 }

@@ -9,6 +9,7 @@
 //! Invariants: `running` is sorted, the most urgent first, and only the last gives way, so the first always gets on;
 //! a sequence that could not fit the budget alone is never let in.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use hypr_common::{Error, ErrorKind};
@@ -83,6 +84,11 @@ impl Scheduler {
         ));
     }
 
+    /// What is to run later.
+    pub fn waiting(&self) -> &[Sequence] {
+        &self.waiting
+    }
+
     /// Whether there is nothing to do.
     pub fn is_idle(&self) -> bool {
         self.waiting.is_empty() && self.running.is_empty()
@@ -118,20 +124,29 @@ impl Scheduler {
         self.schedule_decodes(&model, &mut members);
         self.schedule_prompts(&model, &mut members);
         members.sort_unstable_by_key(|member| member.at);
-        Batch { members }
+        let room = self.max_batched_tokens.saturating_sub(members.iter().map(|member| member.tokens).sum());
+        Batch { members, room }
     }
 
-    /// One token of every sequence of `model` that decodes.
+    /// Whether requests wait, so that nothing should be computed on the chance that it is of use.
+    pub fn is_crowded(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// One token of every sequence of `model` that decodes. Blocks for what a grammar has forced are taken here too.
     fn schedule_decodes(&mut self, model: &Arc<Model>, members: &mut Vec<Member>) {
         let mut at = 0;
         while let Some(sequence) = self.running.get_mut(at) {
-            if Arc::ptr_eq(sequence.model(), model) && sequence.decodes() {
-                if !sequence.cache.reserve(1) {
+            if Arc::ptr_eq(sequence.model(), model) {
+                let pending = sequence.pending();
+                if !sequence.cache.reserve(pending) {
                     // Perhaps this one itself; the loop ends where it stood last.
-                    self.preempt_last();
+                    self.make_room();
                     continue;
                 }
-                members.push(Member { at, tokens: 1 });
+                if pending == 1 {
+                    members.push(Member { at, tokens: 1 });
+                }
             }
             at += 1;
         }
@@ -146,6 +161,7 @@ impl Scheduler {
             let (priority, arrival) = self.running[at].urgency();
             (priority, self.running[at].stream().served(), arrival)
         });
+        let mut underway = HashSet::new();
         for at in order {
             if left == 0 {
                 break;
@@ -153,6 +169,10 @@ impl Scheduler {
             let sequence = &mut self.running[at];
             // Another sequence may have computed it since this one was let in.
             add(&self.counters.prefix_hit_tokens, sequence.adopt_prefix());
+            // Or does so in this step: then it is there for the next.
+            if sequence.next_block().is_some_and(|block| !underway.insert(block)) {
+                continue;
+            }
             let tokens = piece(sequence.cache.tokens(), sequence.pending(), left);
             left -= tokens;
             members.push(Member { at, tokens });
@@ -161,6 +181,9 @@ impl Scheduler {
 
     /// Lets waiting sequences run while there is room for them, or something less urgent to give way.
     fn admit(&mut self) {
+        if self.is_crowded() {
+            self.release_drafts();
+        }
         while let Some(at) = self.next_waiting() {
             let room = self.running.len() < self.max_sequences && self.try_reserve(at);
             if room {
@@ -206,10 +229,27 @@ impl Scheduler {
         false
     }
 
+    /// Takes the blocks of draft models, or else those of the least urgent sequence.
+    fn make_room(&mut self) {
+        if !self.release_drafts() {
+            self.preempt_last();
+        }
+    }
+
+    /// Takes the blocks of all draft models; `false` where they have none.
+    fn release_drafts(&mut self) -> bool {
+        let mut released = false;
+        for sequence in &mut self.running {
+            released |= sequence.release_draft();
+        }
+        released
+    }
+
     /// Takes the blocks of the least urgent sequence and lets it wait.
     fn preempt_last(&mut self) {
         if let Some(mut sequence) = self.running.pop() {
             sequence.cache.clear();
+            sequence.release_draft();
             add(&self.counters.preemptions, 1);
             self.waiting.push(sequence);
         }

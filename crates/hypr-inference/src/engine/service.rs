@@ -1,6 +1,8 @@
 //! The service: one thread of control over models, sequences and kernels.
 
-use std::collections::{HashMap, VecDeque};
+mod reading;
+
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError};
@@ -9,16 +11,17 @@ use hypr_common::model::{ModelSource, ModelTables};
 use hypr_common::{Error, ErrorKind, Result};
 use hypr_tensor::{Kernels, Pool};
 
-use super::batch;
 use super::embedding::{self, Embedding};
 use super::metrics::{Counters, add};
 use super::scheduler::Scheduler;
 use super::sequence::{Opened, Sequence};
 use super::{Command, EmbedJob, EngineOptions, GenerateJob, guarded};
-use crate::block_pool::{BlockPool, CacheIdentity};
+use super::{batch, speculation};
+use crate::block_pool::{BlockPool, CacheIdentity, PrefixId};
 use crate::encoder::Encoder;
 use crate::model::Model;
 use crate::transformer::Workspace;
+pub(super) use reading::RootJob;
 
 /// Embedding requests that are tokenized and wait for a pass.
 const MAX_EMBEDDINGS: usize = 32;
@@ -32,6 +35,8 @@ pub struct EngineService {
     source: Arc<dyn ModelSource>,
     options: EngineOptions,
     models: HashMap<String, Opened>,
+    /// Pairs of opened models that have the same tokens.
+    alike: HashSet<(PrefixId, PrefixId)>,
     /// Those that are not of text alone, with the tables that they were opened from.
     encoders: HashMap<String, (Arc<ModelTables>, Encoder)>,
     arrived: VecDeque<GenerateJob>,
@@ -41,6 +46,8 @@ pub struct EngineService {
     work: Workspace,
     pool: BlockPool,
     counters: Arc<Counters>,
+    /// The instruction set of the kernels.
+    kernels: String,
 }
 
 impl fmt::Debug for EngineService {
@@ -72,6 +79,7 @@ impl EngineService {
             receiver,
             source,
             models: HashMap::new(),
+            alike: HashSet::new(),
             encoders: HashMap::new(),
             arrived: VecDeque::new(),
             scheduler: Scheduler::new(&options, pool.clone(), Arc::clone(&counters)),
@@ -81,13 +89,15 @@ impl EngineService {
             work: Workspace::new(),
             pool,
             counters,
+            kernels: String::new(),
         }
     }
 
     /// Serves until every handle is dropped and what they asked for is done, or until `shutdown`. Blocks its
     /// thread, which takes part in the kernels' work.
     pub fn run(mut self) {
-        let kernels = self.kernels();
+        let kernels = self.start_kernels();
+        self.kernels = kernels.level().to_string();
         tracing::info!(level = %kernels.level(), threads = self.options.threads, "inference engine started");
         let mut ending = None;
         loop {
@@ -107,7 +117,7 @@ impl EngineService {
         tracing::info!("inference engine ended");
     }
 
-    fn kernels(&self) -> Kernels {
+    fn start_kernels(&self) -> Kernels {
         match self.options.level {
             Some(level) => Kernels::with_level(level, Pool::new(self.options.threads)).unwrap_or_else(|error| {
                 tracing::warn!(%error, "using the best level of this processor");
@@ -151,6 +161,9 @@ impl EngineService {
         match command {
             Command::Generate(job) => self.arrived.push_back(job),
             Command::Embed(job) => self.waiting_embeddings.push_back(job),
+            // A caller that is gone needs no answer.
+            Command::Sequences(reply) => drop(reply.send(self.sequences())),
+            Command::Root(job) => self.root(job),
             Command::Shutdown => {}
         }
     }
@@ -169,11 +182,11 @@ impl EngineService {
     fn accept(&mut self) {
         for _ in 0..PROMPTS_A_STEP {
             let Some(job) = self.arrived.pop_front() else { break };
-            match guarded(|| self.model(&job.model_id)) {
+            match guarded(|| self.models_of(&job)) {
                 Err(error) => job.reply.fail(error),
-                Ok(opened) => {
-                    let (stream, arrival) = self.scheduler.arrive(&job);
-                    match Sequence::start(job, opened, &self.pool, stream, arrival) {
+                Ok(models) => {
+                    let turn = self.scheduler.arrive(&job);
+                    match Sequence::start(job, models, &self.pool, turn, &self.counters) {
                         Ok(sequence) => self.scheduler.enqueue(sequence),
                         Err((reply, error)) => reply.fail(error),
                     }
@@ -188,6 +201,25 @@ impl EngineService {
                 Ok(encoder) => self.embeddings.push(Embedding::start(job, encoder, self.options.threads)),
             }
         }
+    }
+
+    /// The model of a request, and the one that guesses for it.
+    fn models_of(&mut self, job: &GenerateJob) -> Result<(Opened, Option<Opened>)> {
+        let Some(draft_id) = &job.draft_id else { return Ok((self.model(&job.model_id)?, None)) };
+        let draft = self.model(draft_id)?;
+        let opened = self.model(&job.model_id)?;
+        let pair = (opened.root, draft.root);
+        if !self.alike.contains(&pair) {
+            if !opened.model.has_tokens_of(&draft.model) {
+                return Err(Error::invalid(format!(
+                    "model '{draft_id}' cannot guess for '{}': their tokenizers have different tokens; name a smaller model \
+                     of the same family",
+                    job.model_id
+                )));
+            }
+            self.alike.insert(pair);
+        }
+        Ok((opened, Some(draft)))
     }
 
     /// The newest version of a model, opened once.
@@ -212,6 +244,8 @@ impl EngineService {
         self.pool.retire(model_id);
         let identity = CacheIdentity { model: model_id.to_owned(), version, adapter_version: 0 };
         let opened = Opened { model, root: self.pool.open(identity) };
+        // What is known of those that this one replaces is of no use.
+        self.alike.clear();
         self.models.insert(model_id.to_owned(), opened.clone());
         Ok(opened)
     }
@@ -235,11 +269,19 @@ impl EngineService {
         Ok(encoder)
     }
 
-    /// Schedule, run, postprocess: one pass of the sequences, then one of the texts to embed.
+    /// Schedule, guess, run, postprocess: one pass of the sequences, then one of the texts to embed.
     fn step(&mut self, kernels: &Kernels) {
-        let batch = self.scheduler.schedule();
+        self.pool.tick(self.options.clock.now_us());
+        let mut batch = self.scheduler.schedule();
+        let crowded = self.scheduler.is_crowded();
         let running = &mut self.scheduler.running;
-        let outcome = guarded(|| batch::run(&batch, running, kernels, &mut self.work, &self.counters));
+        let outcome = guarded(|| {
+            if !crowded {
+                let watched = (&self.pool, &*self.counters);
+                speculation::guess(&mut batch, running, (kernels, &mut self.work), watched)?;
+            }
+            batch::run(&batch, running, kernels, &mut self.work, &self.counters)
+        });
         if let Err(error) = outcome {
             tracing::error!(%error, "a generation pass failed");
             self.work = Workspace::new();

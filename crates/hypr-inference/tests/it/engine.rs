@@ -113,6 +113,63 @@ fn a_stop_string_ends_the_text_before_it() {
 }
 
 #[test]
+fn logprobs_are_those_of_the_network_whatever_is_done_to_the_logits() {
+    let (handle, _service) = start(llama(), options());
+    let request = GenerateRequest {
+        logprobs: Some(3),
+        logit_bias: vec![(7, 100.0)],
+        sampling: Sampling { temperature: 0.7, repetition_penalty: 1.3, ..Sampling::default() },
+        ..request("w1 w2 w3", 4)
+    };
+    let answer = block_on(handle.generate(request.clone())).unwrap();
+    assert_eq!((answer.text.trim(), answer.logprobs.len()), ("w7 w7 w7 w7", 4));
+    let transformer = Transformer::open(&model("tiny-llama", "llama", 64), 64).unwrap();
+    let kernels = kernels(hypr_tensor::kernels::detect(), 1);
+    for (i, found) in answer.logprobs.iter().enumerate() {
+        let tokens: Vec<u32> = [1, 2, 3].into_iter().chain([7; 4]).take(3 + i).collect();
+        let last = logits(&transformer, &kernels, &tokens, tokens.len(), KvPrecision::F16).pop().unwrap();
+        assert_eq!(found, &hypr_inference::logprobs::of(&last, 7, 3), "token {i}");
+    }
+    let streamed: Vec<_> = block_on(handle.generate_stream(request).collect::<Vec<_>>());
+    let streamed: Vec<_> = streamed.into_iter().filter_map(|token| token.unwrap().logprobs).collect();
+    assert_eq!(streamed, answer.logprobs);
+}
+
+#[test]
+fn a_forbidden_token_never_comes() {
+    let (handle, _service) = start(llama(), options());
+    let warm = |seed, logit_bias| GenerateRequest {
+        sampling: Sampling { temperature: 2.0, seed, ..Sampling::default() },
+        logit_bias,
+        ..request("w1 w2 w3", 40)
+    };
+    let odd: Vec<(u32, f32)> = (1..64).step_by(2).map(|id| (id, f32::NEG_INFINITY)).collect();
+    let is_odd = |word: &str| word[1..].parse::<u32>().unwrap() % 2 == 1;
+    for seed in 0..10 {
+        let free = block_on(handle.generate(warm(seed, vec![]))).unwrap().text;
+        let bound = block_on(handle.generate(warm(seed, odd.clone()))).unwrap().text;
+        assert!(free.split_whitespace().any(is_odd) && !bound.split_whitespace().any(is_odd), "{free}, {bound}");
+    }
+}
+
+#[test]
+fn n_answers_are_those_of_n_seeds_and_read_the_prompt_once() {
+    let (handle, _service) = start(llama(), options());
+    let prompt = words(33, 5);
+    let warm = |seed| GenerateRequest {
+        sampling: Sampling { temperature: 1.5, seed, ..Sampling::default() },
+        ..request(&prompt, 12)
+    };
+    let answers = block_on(handle.generate_n(warm(3), 4)).unwrap();
+    // 32 of 33 tokens are in full blocks, which one reads for all; the last token of an answer is not read.
+    assert_eq!(handle.metrics().computed_tokens, 32 + 4 * 12);
+    for (seed, answer) in (3..).zip(&answers) {
+        assert_eq!(answer, &block_on(handle.generate(warm(seed))).unwrap());
+    }
+    assert_ne!(answers[0].text, answers[1].text);
+}
+
+#[test]
 fn a_full_queue_is_busy_and_empties_again() {
     let (handle, service) = engine(llama(), EngineOptions { queue_depth: 2, ..options() });
     let first = handle.generate(request("w1", 3));
@@ -226,6 +283,12 @@ fn requests_that_cannot_be_are_refused_before_they_wait() {
         let error = block_on(handle.generate(GenerateRequest { sampling, ..request("w1", 1) })).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidInput, "{sampling:?}");
     }
+    let many = GenerateRequest { logprobs: Some(21), ..request("w1", 1) };
+    let odd = GenerateRequest { logit_bias: vec![(1, f32::INFINITY)], ..request("w1", 1) };
+    let none = GenerateRequest { logit_bias: (0..64).map(|id| (id, f32::NEG_INFINITY)).collect(), ..request("w1", 1) };
+    for wrong in [many, odd, none] {
+        assert_eq!(block_on(handle.generate(wrong)).unwrap_err().kind(), ErrorKind::InvalidInput);
+    }
     let error = block_on(handle.embed(EmbedRequest { inputs: vec!["w1".into()], ..EmbedRequest::default() }));
     assert!(error.unwrap_err().message().contains("no imported model can embed"));
     assert_eq!(block_on(handle.generate(request("", 4))).unwrap_err().kind(), ErrorKind::InvalidInput);
@@ -266,7 +329,7 @@ fn a_prompt_that_is_too_long_loses_its_beginning() {
     // More tokens than there is context: three quarters are kept for them, and the context's end ends the text.
     let answer = block_on(handle.generate(request(&long, 5000))).unwrap();
     assert_eq!((answer.prompt_tokens, answer.completion_tokens), (16, 48));
-    let turn = |role: &str, content: String| ChatMessage { role: role.into(), content };
+    let turn = |role: &str, content: String| ChatMessage::new(role, &content);
     let chat = vec![
         turn("system", words(4, 1)),
         turn("user", words(40, 2)),

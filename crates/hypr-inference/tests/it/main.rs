@@ -14,6 +14,8 @@ mod serving;
 #[cfg(target_os = "linux")]
 mod shapes;
 mod smollm2;
+mod speculation;
+mod structured;
 mod support;
 mod tiny;
 mod vision;

@@ -130,7 +130,7 @@ fn the_tokenizer_of_the_file_gives_the_reference_tokens() {
         assert_eq!(tokenizer.encode(text, false).unwrap(), tokens(&case["tokens"]), "{text:?}");
     }
     let model = hypr_inference::model::Model::open(tables.into(), 512).unwrap();
-    let message = hypr_inference::ChatMessage { role: "user".into(), content: "Who is Mycroft?".into() };
+    let message = hypr_inference::ChatMessage::new("user", "Who is Mycroft?");
     assert_eq!(model.render(&[message]).unwrap(), expected["chat"].as_str().unwrap());
     assert_eq!(model.config().eos_token_ids, [0, 2]);
 }
@@ -142,7 +142,7 @@ fn the_engine_answers_an_instruction_as_the_network_does() {
     let Some(tables) = model() else { return };
     let opened = hypr_inference::model::Model::open(tables.clone().into(), 512).unwrap();
     let question = "What is the capital of France?";
-    let message = hypr_inference::ChatMessage { role: "user".into(), content: question.into() };
+    let message = hypr_inference::ChatMessage::new("user", question);
     let mut all = opened.encode_prompt(&opened.render(&[message]).unwrap()).unwrap();
     let prompt_tokens = all.len();
     let kernels = kernels(detect(), 2);
