@@ -14,7 +14,7 @@ use hypr_common::Result;
 use hypr_common::model::ModelSource;
 use hypr_common::principal::Principal;
 use hypr_inference::api::Inference;
-use hypr_storage::Database;
+use hypr_storage::{Database, PrefixStore};
 
 use crate::catalog::Catalog;
 use crate::copy::CopyAccess;
@@ -23,7 +23,7 @@ use crate::dialect::types::HyprTypePlanner;
 use crate::extensions::HyprQueryPlanner;
 use crate::limits::{Enforced, Limits};
 use crate::{
-    AiOptions, CATALOG, DEFAULT_SCHEMA, Session, TableInfo, ai, error, functions, models, search, series,
+    AiMetrics, AiOptions, CATALOG, DEFAULT_SCHEMA, Session, TableInfo, ai, error, functions, models, search, series,
     sql_functions, statement_state, vector_search, versions,
 };
 
@@ -74,6 +74,7 @@ pub struct QueryEngine {
     catalog: Catalog,
     /// Lean; see [`statement_state`].
     state: Arc<SessionState>,
+    answers: Arc<ai::AnswerCache>,
     copy: CopyAccess,
     statement_bytes: usize,
 }
@@ -90,14 +91,16 @@ impl QueryEngine {
     /// # Errors
     /// When the temporary directory cannot be used.
     pub fn new(database: Database, inference: Arc<dyn Inference>, options: QueryOptions) -> Result<Arc<Self>> {
-        let catalog = Catalog::new(database.clone());
-        let state = Arc::new(statement_state::lean(session_state(&catalog, &inference, &options)?));
+        let catalog = Catalog::new(database.clone(), Arc::clone(&inference));
+        let answers = Arc::new(ai::AnswerCache::new(options.ai.cache_bytes));
+        let state = Arc::new(statement_state::lean(session_state(&catalog, &inference, &answers, &options)?));
         let copy = CopyAccess { protected: Some(database.dir().to_owned()), ..options.copy };
         Ok(Arc::new(Self {
             database,
             inference,
             catalog,
             state,
+            answers,
             copy,
             statement_bytes: options.limits.statement_bytes,
         }))
@@ -116,6 +119,16 @@ impl QueryEngine {
     /// What generates and embeds.
     pub fn inference(&self) -> &Arc<dyn Inference> {
         &self.inference
+    }
+
+    /// Saved beginnings of prompts.
+    pub(crate) fn prefixes(&self) -> &Arc<PrefixStore> {
+        self.catalog.prefixes()
+    }
+
+    /// What AI calls of all statements have cost.
+    pub fn ai_metrics(&self) -> AiMetrics {
+        self.answers.metrics()
     }
 
     /// Every table, stored and built in, by schema and name, as of now.
@@ -155,7 +168,12 @@ impl QueryEngine {
     }
 }
 
-fn session_state(catalog: &Catalog, inference: &Arc<dyn Inference>, options: &QueryOptions) -> Result<SessionState> {
+fn session_state(
+    catalog: &Catalog,
+    inference: &Arc<dyn Inference>,
+    answers: &Arc<ai::AnswerCache>,
+    options: &QueryOptions,
+) -> Result<SessionState> {
     let mut builder = SessionStateBuilder::new()
         .with_config(config(options))
         .with_runtime_env(runtime(options)?)
@@ -166,7 +184,7 @@ fn session_state(catalog: &Catalog, inference: &Arc<dyn Inference>, options: &Qu
     let operators = builder.expr_planners().get_or_insert_default();
     operators.splice(0..0, [Arc::new(JsonOperators) as Arc<dyn ExprPlanner>, Arc::new(functions::VectorOperators)]);
     let planner = HyprQueryPlanner::new(vec![
-        ai::extension_planner(Arc::clone(inference), options.ai.clone()),
+        ai::extension_planner(Arc::clone(inference), options.ai.clone(), Arc::clone(answers)),
         series::extension_planner(),
         search::extension_planner(Arc::clone(inference), options.ai.busy_timeout),
     ]);

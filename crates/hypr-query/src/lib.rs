@@ -28,6 +28,7 @@ mod models;
 mod partitions;
 mod planned;
 mod planner;
+mod prefixes;
 mod prepared;
 mod rules;
 mod search;
@@ -43,7 +44,7 @@ mod vector_search;
 mod versions;
 mod views;
 
-pub use ai::AiOptions;
+pub use ai::{AiMetrics, AiOptions};
 pub use dialect::split::{ScriptStatement, is_incomplete, split_statements};
 pub use engine::{QueryEngine, QueryOptions};
 pub use error::from_datafusion;

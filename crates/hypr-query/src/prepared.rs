@@ -19,6 +19,7 @@ use crate::dialect::vector_index::CreateVectorIndex;
 use crate::dml::Change;
 use crate::index_ddl::CreateTextIndex;
 use crate::planned::PlanCache;
+use crate::prefixes::PrefixStatement;
 use crate::series::statement::SeriesStatement;
 use crate::sql_functions::CreateFunction;
 use crate::transaction::Control;
@@ -78,6 +79,7 @@ pub(crate) enum Action {
     },
     Control(Control),
     Set(SetSearch),
+    Prefix(Box<PrefixStatement>),
     Version(Box<VersionStatement>),
     Copy(Box<CopyStatement>),
 }
@@ -92,6 +94,9 @@ impl Action {
         };
         if let Some(control) = Control::of(sql)? {
             return Ok(Self::Control(control));
+        }
+        if let Some(prefix) = PrefixStatement::of(sql)? {
+            return Ok(Self::Prefix(Box::new(prefix)));
         }
         if let Some(change) = Change::of(sql)? {
             return Ok(Self::Change(Box::new(change)));
@@ -168,6 +173,7 @@ impl Action {
             | Action::DropFunction { .. }
             | Action::Series(_)
             | Action::Control(_)
+            | Action::Prefix(_)
             | Action::Set(_) => StatementKind::Ddl,
         }
     }

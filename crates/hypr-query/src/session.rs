@@ -105,6 +105,7 @@ impl Session {
             | Action::Version(_)
             | Action::Copy(_)
             | Action::Control(_)
+            | Action::Prefix(_)
             | Action::Set(_) => {}
             Action::CreateIndex(_) | Action::CreateTextIndex(_) | Action::DropIndex { .. } => {}
         }
@@ -209,6 +210,7 @@ impl Session {
             Action::Series(statement) => statement.run(self).await,
             Action::Control(control) => self.control(control).await,
             Action::Set(set) => set.run(self),
+            Action::Prefix(statement) => statement.run(self).await,
             Action::Version(statement) => Box::pin(versions::run(self, statement)).await,
             Action::Copy(statement) => Box::pin(copy::run(self, statement)).await,
         }

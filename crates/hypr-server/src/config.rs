@@ -48,6 +48,7 @@ pub const KEYS: &[&str] = &[
     "query.temp_dir",
     "query.temp_limit_mb",
     "query.max_statement_kb",
+    "query.ai_cache_mb",
     "query.max_result_rows",
     "query.max_result_mb",
     "query.statement_timeout_ms",
@@ -184,6 +185,8 @@ pub struct QuerySection {
     pub temp_limit_mb: Option<u64>,
     /// KiB of the text of one statement.
     pub max_statement_kb: Option<usize>,
+    /// MiB of answers of models that are kept for later statements; 0 keeps none.
+    pub ai_cache_mb: Option<usize>,
     /// Rows of one result.
     pub max_result_rows: Option<u64>,
     /// MiB of one result.

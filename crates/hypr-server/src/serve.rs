@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use arrow_flight::flight_service_server::FlightServiceServer;
 use axum::Router;
+use hypr_common::clock::SystemClock;
 use hypr_common::{Error, ErrorKind, Result};
 use hypr_inference::{EngineHandle, EngineOptions, EngineService};
 use hypr_query::{QueryEngine, QueryOptions};
@@ -167,6 +168,7 @@ fn engine_options(config: &Config) -> EngineOptions {
     if let Some(tokens) = config.engine.max_context_tokens {
         options.max_context_tokens = tokens;
     }
+    options.clock = Arc::new(SystemClock);
     options.level = config.engine.cpu_level.as_deref().and_then(|level| level_of(level).ok());
     options
 }
@@ -186,6 +188,9 @@ fn query_options(config: &Config) -> QueryOptions {
     }
     if let Some(kb) = query.max_statement_kb {
         options.limits.statement_bytes = kb.saturating_mul(1 << 10);
+    }
+    if let Some(mb) = query.ai_cache_mb {
+        options.ai.cache_bytes = mb.saturating_mul(1 << 20);
     }
     options.limits.result_rows = query.max_result_rows;
     options.limits.result_bytes = query.max_result_mb.map(|mb| mb.saturating_mul(1 << 20));

@@ -26,6 +26,7 @@ use crate::key_index::{KeyIndex, KeyKind};
 use crate::lance_store::LanceStore;
 use crate::models::ModelStore;
 use crate::options::StorageOptions;
+use crate::prefixes::PrefixStore;
 use crate::scan::{self, ScanRequest};
 use crate::table::TableShared;
 use crate::wal::recover::Torn;
@@ -109,6 +110,7 @@ pub async fn check(dir: &Path, options: &StorageOptions) -> Result<CheckReport> 
         Err(_) => {}
     }
     check_models(dir, &mut report)?;
+    check_prefixes(dir, &mut report)?;
     Ok(report)
 }
 
@@ -322,6 +324,16 @@ fn refuse_nulls(table: &TableShared, batch: &RecordBatch) -> Result<()> {
     for (field, column) in table.definition.columns.fields().iter().zip(batch.columns()) {
         if !field.is_nullable() && column.null_count() > 0 {
             return Err(Error::corrupted(format!("column {}, which is NOT NULL, holds a NULL", field.name())));
+        }
+    }
+    Ok(())
+}
+
+fn check_prefixes(dir: &Path, report: &mut CheckReport) -> Result<()> {
+    for (name, path, outcome) in PrefixStore::new(dir).verify()? {
+        match outcome {
+            Ok(bytes) => (report.files, report.bytes) = (report.files + 1, report.bytes + bytes),
+            Err(error) => report.damage(format!("prefix {name}"), Some(path), error.message()),
         }
     }
     Ok(())

@@ -16,8 +16,10 @@ use datafusion::logical_expr::{
 };
 use hypr_common::types;
 use hypr_inference::api::{Inference, Task};
+use hypr_inference::model::embedding_width;
 
-use super::options;
+use super::media;
+use super::options::{self, OnError};
 use crate::error;
 
 /// What an AI call asks of the engine.
@@ -27,14 +29,26 @@ pub(super) enum AiFunction {
     Generate,
     /// `embed(text)`: a vector of the model's width.
     Embed,
+    /// `ai_filter(statement, passage, ..)`: whether the statement is true.
+    Filter,
+    /// `ai_classify(text, labels)`: one of the labels.
+    Classify,
+    /// `ai_agg(text, instruction)`: a text from the texts of a group, which `aggregate` has gathered into a list.
+    Aggregate,
 }
 
 impl AiFunction {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Generate, Self::Embed, Self::Filter, Self::Classify, Self::Aggregate];
+
     /// The name in SQL.
     pub fn name(self) -> &'static str {
         match self {
             AiFunction::Generate => "generate_response",
             AiFunction::Embed => "embed",
+            AiFunction::Filter => "ai_filter",
+            AiFunction::Classify => "ai_classify",
+            AiFunction::Aggregate => "ai_agg",
         }
     }
 
@@ -43,29 +57,22 @@ impl AiFunction {
         match self {
             AiFunction::Generate => "_generate_response",
             AiFunction::Embed => "_embed",
+            AiFunction::Filter => "_ai_filter",
+            AiFunction::Classify => "_ai_classify",
+            AiFunction::Aggregate => "_ai_agg",
         }
     }
 
     /// The function that SQL calls `name`, in any case.
     pub fn of_name(name: &str) -> Option<Self> {
-        [AiFunction::Generate, AiFunction::Embed]
-            .into_iter()
-            .find(|function| function.name().eq_ignore_ascii_case(name))
+        Self::ALL.into_iter().find(|function| function.name().eq_ignore_ascii_case(name))
     }
 
     /// What the model must be able to do.
     pub fn task(self) -> Task {
         match self {
-            AiFunction::Generate => Task::Generate,
             AiFunction::Embed => Task::Embed,
-        }
-    }
-
-    /// The names of its options.
-    pub fn options(self) -> &'static [&'static str] {
-        match self {
-            AiFunction::Generate => options::GENERATE,
-            AiFunction::Embed => options::EMBED,
+            AiFunction::Generate | AiFunction::Filter | AiFunction::Classify | AiFunction::Aggregate => Task::Generate,
         }
     }
 }
@@ -107,14 +114,26 @@ impl AiUdf {
         Ok((names, values, arguments))
     }
 
-    fn output_type(&self, model: Option<&str>) -> Result<FieldRef> {
+    /// The type of the answers; a struct of it and of the error where `on_error` asks for one.
+    fn output_type(&self, fields: &[FieldRef], model: Option<&str>, on_error: OnError) -> Result<FieldRef> {
         let name = self.function.name();
-        Ok(Arc::new(match self.function {
-            AiFunction::Generate => Field::new(name, DataType::Utf8, true),
-            AiFunction::Embed => {
-                let model = self.inference.resolve(Task::Embed, model).map_err(error::to_datafusion)?;
-                types::vector_field(name, model.hidden_size, true)
+        let answer = match self.function {
+            AiFunction::Generate | AiFunction::Classify | AiFunction::Aggregate => {
+                Field::new(name, DataType::Utf8, true)
             }
+            AiFunction::Filter => Field::new(name, DataType::Boolean, true),
+            AiFunction::Embed => {
+                let input = fields.first().map_or(&DataType::Null, |field| field.data_type());
+                let model = media::model(self.inference.as_ref(), input, model).map_err(error::to_datafusion)?;
+                types::vector_field(name, embedding_width(&model), true)
+            }
+        };
+        Ok(Arc::new(match on_error {
+            OnError::Struct => {
+                let error = Field::new("error", DataType::Utf8, true);
+                Field::new_struct(name, vec![answer.with_name("value"), error], true)
+            }
+            OnError::Fail | OnError::Null => answer,
         }))
     }
 }
@@ -157,7 +176,7 @@ impl ScalarUDFImpl for AiUdf {
         let (names, values, scalars) = self.split(args.scalar_arguments, |scalar| scalar.and_then(scalar_text))?;
         let fields = &args.arg_fields[args.arg_fields.len() - scalars.len()..];
         self.check_arguments(fields)?;
-        let mut model = None;
+        let (mut model, mut on_error) = (None, OnError::default());
         for (name, value) in names.iter().zip(values) {
             if let Some(value) = value {
                 options::check(self.function, name, value, usize::MAX).map_err(error::to_datafusion)?;
@@ -168,8 +187,11 @@ impl ScalarUDFImpl for AiUdf {
                 };
                 model = scalar_text(value);
             }
+            if let ("on_error", Some(word)) = (name.as_str(), value.and_then(scalar_text)) {
+                on_error = OnError::of(word).map_err(error::to_datafusion)?;
+            }
         }
-        self.output_type(model)
+        self.output_type(fields, model, on_error)
     }
 
     fn invoke_with_args(&self, _: ScalarFunctionArgs) -> Result<ColumnarValue> {
@@ -183,23 +205,39 @@ impl AiUdf {
         let Some((first, rest)) = fields.split_first() else {
             return plan_err!("{name} takes {} as its first argument", self.subject());
         };
-        if !is_text(first.data_type()) {
+        let is_wanted = match self.function {
+            AiFunction::Aggregate => is_list(first.data_type()),
+            AiFunction::Embed if media::kind(first.data_type()).is_some() => true,
+            _ => is_text(first.data_type()),
+        };
+        if !is_wanted {
             return plan_err!(
                 "{name} takes {} as its first argument, not {}; cast it to TEXT",
                 self.subject(),
                 types::sql_type_name(first)
             );
         }
-        if self.function == AiFunction::Embed && !rest.is_empty() {
-            return plan_err!("embed takes one text; name its options, for example embed(text, model => 'name')");
+        match (self.function, rest) {
+            (AiFunction::Embed, [_, ..]) => {
+                plan_err!("embed takes one text; name its options, for example embed(text, model => 'name')")
+            }
+            (AiFunction::Classify, [labels]) if is_list_of_text(labels.data_type()) => Ok(()),
+            (AiFunction::Classify, _) => {
+                plan_err!("ai_classify takes a text and a list of labels, for example ai_classify(text, ['a', 'b'])")
+            }
+            (AiFunction::Aggregate, [instruction]) if is_text(instruction.data_type()) => Ok(()),
+            (AiFunction::Aggregate, _) => {
+                plan_err!("ai_agg takes a text and an instruction, for example ai_agg(text, 'Summarise.')")
+            }
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     fn subject(&self) -> &'static str {
         match self.function {
             AiFunction::Generate => "the prompt",
-            AiFunction::Embed => "the text",
+            AiFunction::Filter => "the statement",
+            AiFunction::Embed | AiFunction::Classify | AiFunction::Aggregate => "the text",
         }
     }
 }
@@ -209,6 +247,21 @@ fn is_text(data_type: &DataType) -> bool {
         DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View | DataType::Null => true,
         DataType::Dictionary(_, value) => is_text(value),
         _ => false,
+    }
+}
+
+fn is_list(data_type: &DataType) -> bool {
+    item_type(data_type).is_some()
+}
+
+fn is_list_of_text(data_type: &DataType) -> bool {
+    data_type.is_null() || item_type(data_type).is_some_and(is_text)
+}
+
+fn item_type(data_type: &DataType) -> Option<&DataType> {
+    match data_type {
+        DataType::List(item) | DataType::LargeList(item) | DataType::FixedSizeList(item, _) => Some(item.data_type()),
+        _ => None,
     }
 }
 

@@ -1,26 +1,31 @@
-//! AI calls as a plan node of their own: `generate_response`, `embed`, `USING CONTEXT`.
+//! AI calls as a plan node of their own: `generate_response`, `embed`, `ai_filter`, `ai_classify`, `ai_agg`,
+//! `USING CONTEXT`.
 //!
 //! The way of a call through a statement:
 //! 1. [`using_context::rewrite_tokens`] turns `FROM model USING CONTEXT (query)` into a derived table, and
 //!    [`using_context::rewrite_statement`] turns named options (`model => 'x'`) into arguments, on the text's
 //!    tokens and syntax tree.
-//!    `weights_form` makes one call of `generate_response(tokens, weight_data, config)`.
+//!    `weights_form` makes one call of `generate_response(tokens, weight_data, config)`, and `aggregate` one over a
+//!    list of `ai_agg(text, instruction)`.
 //! 2. SQL planning sees marker functions (`function`) that have a type and no implementation, and `relation`
 //!    plans the derived table as a node that gathers its rows into passages.
 //! 3. `hoist`, an analyzer rule, moves every call from whatever clause it is in into a `node::GenerateNode`
 //!    below, with the guard under which a row needs it.
 //! 4. `tidy`, an optimizer rule, drops calls nobody reads and lets the node filter its own rows.
 //! 5. `exec::GenerateExec` asks the engine, a bounded number of requests at a time, and emits rows in order as
-//!    they finish.
+//!    they finish. What it asked before, in this statement or in another, is in `answer`.
 //!
 //! Invariants: a call runs once for each row that needs it and never for another; the output of every node a
 //! call is taken from keeps its schema; dropping the stream stops the requests it waits for.
 //! Deliberately absent: model arithmetic, prompts' templates and token budgets, which are the engine's.
 
+pub(crate) mod aggregate;
+mod answer;
 mod context;
 mod exec;
 mod function;
 mod hoist;
+mod media;
 mod node;
 mod options;
 mod patience;
@@ -34,11 +39,15 @@ pub(crate) mod weights_form;
 use std::sync::Arc;
 use std::time::Duration;
 
+use datafusion::common::ScalarValue;
 use datafusion::execution::session_state::SessionStateBuilder;
 use datafusion::logical_expr::ScalarUDF;
 use datafusion::physical_planner::ExtensionPlanner;
-use hypr_inference::api::Inference;
+use hypr_common::Result;
+use hypr_inference::api::{GenerateRequest, Inference};
 
+pub use answer::AiMetrics;
+pub(crate) use answer::AnswerCache;
 use function::{AiFunction, AiUdf};
 pub(crate) use patience::patiently;
 
@@ -55,8 +64,10 @@ pub struct AiOptions {
     pub max_context_bytes: usize,
     /// How long a request is offered again while the engine's queue is full.
     pub busy_timeout: Duration,
-    /// Finished answers a plan node remembers for equal prompts.
-    pub cached_answers: usize,
+    /// Answers that a plan node remembers for equal prompts of one statement.
+    pub remembered_answers: usize,
+    /// Bytes of answers that are kept for later statements; 0 keeps none.
+    pub cache_bytes: usize,
     /// Where the seeds of calls without a `seed` come from.
     pub entropy: fn() -> u64,
 }
@@ -69,7 +80,8 @@ impl Default for AiOptions {
             max_tokens_limit: 32_768,
             max_context_bytes: 4 << 20,
             busy_timeout: Duration::from_secs(300),
-            cached_answers: 4096,
+            remembered_answers: 4096,
+            cache_bytes: 64 << 20,
             entropy: process_entropy,
         }
     }
@@ -100,12 +112,28 @@ pub fn install(builder: SessionStateBuilder, inference: Arc<dyn Inference>, opti
 }
 
 /// The planner of [`install`]'s plan nodes.
-pub fn extension_planner(inference: Arc<dyn Inference>, options: AiOptions) -> Arc<dyn ExtensionPlanner + Send + Sync> {
-    Arc::new(planner::AiExtensionPlanner::new(inference, Arc::new(options)))
+pub(crate) fn extension_planner(
+    inference: Arc<dyn Inference>,
+    options: AiOptions,
+    cache: Arc<AnswerCache>,
+) -> Arc<dyn ExtensionPlanner + Send + Sync> {
+    Arc::new(planner::AiExtensionPlanner::new(inference, Arc::new(options), cache))
+}
+
+/// The request that `generate_response` would make for one row.
+///
+/// # Errors
+/// `InvalidInput` for an option that it does not have, or a value out of range.
+pub(crate) fn request_of(
+    prompt: String,
+    passages: Vec<String>,
+    options: &[(&str, ScalarValue)],
+) -> Result<GenerateRequest> {
+    exec::request_of(prompt, passages, options)
 }
 
 fn functions(inference: &Arc<dyn Inference>) -> impl Iterator<Item = Arc<ScalarUDF>> {
-    [AiFunction::Generate, AiFunction::Embed].into_iter().flat_map(|function| {
+    AiFunction::ALL.into_iter().flat_map(|function| {
         [false, true].map(|with_options| Arc::new(AiUdf::new(function, with_options, Arc::clone(inference)).into()))
     })
 }

@@ -1,29 +1,273 @@
-//! The named options of AI calls: names, ranges and defaults.
+//! The named options of AI calls: which function takes which, their ranges and defaults.
+//!
+//! An option is one entry of [`OPTIONS`] and a field of [`CallOptions`]; nothing else knows its name.
+
+use std::time::Duration;
 
 use datafusion::common::ScalarValue;
 use datafusion::common::cast::as_string_array;
+use datafusion::sql::sqlparser::ast::{DataType as SqlType, ExactNumberInfo};
 use hypr_common::{Error, Result};
-use hypr_inference::api::{GenerateRequest, Sampling};
+use hypr_inference::api::{Constraint, GenerateRequest, Sampling, Speculative};
+use hypr_inference::grammar;
 
 use super::function::AiFunction;
 
-/// Options of `generate_response`.
-pub(super) const GENERATE: &[&str] = &[
-    "model",
-    "max_tokens",
-    "temperature",
-    "top_k",
-    "top_p",
-    "repetition_penalty",
-    "seed",
-    "stop",
-    "context",
-    "on_error",
-];
-/// Options of `embed`.
-pub(super) const EMBED: &[&str] = &["model", "normalize", "on_error"];
 /// The option that takes passages as a list of texts; `USING CONTEXT` sets it.
 pub(super) const CONTEXT: &str = "context";
+
+use AiFunction::{Aggregate, Classify, Embed, Filter, Generate};
+
+const ALL: &[AiFunction] = &[Generate, Embed, Filter, Classify, Aggregate];
+const WITH_A_PROMPT: &[AiFunction] = &[Generate, Filter, Classify, Aggregate];
+const WRITING: &[AiFunction] = &[Generate, Aggregate];
+
+/// Tokens that a draft model guesses at once; each costs one of its passes.
+const GUESSED_BY_DRAFT: usize = 4;
+/// Tokens that are guessed at once from the prompt; they cost next to nothing.
+const GUESSED_BY_LOOKUP: usize = 8;
+/// The last tokens that are looked for in the prompt.
+const LOOKED_UP_BY: usize = 3;
+
+/// One option.
+pub(super) struct Named {
+    pub name: &'static str,
+    takers: &'static [AiFunction],
+    /// What a bare parameter in its place is.
+    pub parameter: Option<SqlType>,
+    set: fn(&mut CallOptions, &Value<'_>) -> Result<()>,
+}
+
+/// The value of an option.
+struct Value<'a> {
+    name: &'static str,
+    scalar: &'a ScalarValue,
+    /// The most tokens that a call may ask for.
+    max_tokens: usize,
+}
+
+const TEXT: Option<SqlType> = Some(SqlType::Text);
+const WHOLE: Option<SqlType> = Some(SqlType::BigInt(None));
+const REAL: Option<SqlType> = Some(SqlType::Double(ExactNumberInfo::None));
+
+/// Every option, in the order that errors list them.
+pub(super) const OPTIONS: &[Named] = &[
+    Named {
+        name: "model",
+        takers: ALL,
+        parameter: TEXT,
+        set: |options, value| {
+            options.model = Some(value.text()?.to_owned());
+            Ok(())
+        },
+    },
+    Named {
+        name: "max_tokens",
+        takers: WRITING,
+        parameter: WHOLE,
+        set: |options, value| {
+            options.max_tokens = value.whole(1, value.max_tokens as u64)? as usize;
+            Ok(())
+        },
+    },
+    Named {
+        name: "temperature",
+        takers: &[Generate],
+        parameter: REAL,
+        set: |options, value| {
+            options.sampling.temperature = value.real("0 or more", |number| number >= 0.0)?;
+            Ok(())
+        },
+    },
+    Named {
+        name: "top_k",
+        takers: &[Generate],
+        parameter: WHOLE,
+        set: |options, value| {
+            options.sampling.top_k = value.whole(0, u64::from(u32::MAX))? as usize;
+            Ok(())
+        },
+    },
+    Named {
+        name: "top_p",
+        takers: &[Generate],
+        parameter: REAL,
+        set: |options, value| {
+            let is_share = |number| number > 0.0 && number <= 1.0;
+            options.sampling.top_p = value.real("above 0 and at most 1", is_share)?;
+            Ok(())
+        },
+    },
+    Named {
+        name: "repetition_penalty",
+        takers: WRITING,
+        parameter: REAL,
+        set: |options, value| {
+            options.sampling.repetition_penalty = value.real("above 0", |number| number > 0.0)?;
+            Ok(())
+        },
+    },
+    Named {
+        name: "seed",
+        takers: &[Generate],
+        parameter: WHOLE,
+        set: |options, value| {
+            options.sampling.seed = value.seed()?;
+            options.seeded = true;
+            Ok(())
+        },
+    },
+    Named {
+        name: "stop",
+        takers: WRITING,
+        parameter: TEXT,
+        set: |options, value| {
+            options.stop = value.texts()?;
+            Ok(())
+        },
+    },
+    Named {
+        name: "system",
+        takers: WITH_A_PROMPT,
+        parameter: TEXT,
+        set: |options, value| {
+            options.system = Some(value.text()?.to_owned());
+            Ok(())
+        },
+    },
+    Named {
+        name: "json_schema",
+        takers: &[Generate],
+        parameter: TEXT,
+        set: |options, value| options.constrain(value.name, Constraint::JsonSchema(value.text()?.into())),
+    },
+    Named {
+        name: "regex",
+        takers: &[Generate],
+        parameter: TEXT,
+        set: |options, value| options.constrain(value.name, Constraint::Regex(value.text()?.into())),
+    },
+    Named {
+        name: "grammar",
+        takers: &[Generate],
+        parameter: TEXT,
+        set: |options, value| options.constrain(value.name, Constraint::Lark(value.text()?.into())),
+    },
+    Named {
+        name: "logit_bias",
+        takers: &[Generate],
+        parameter: TEXT,
+        set: |options, value| {
+            options.logit_bias = value.biases()?;
+            Ok(())
+        },
+    },
+    Named {
+        name: "speculative",
+        takers: WRITING,
+        parameter: TEXT,
+        set: |options, value| {
+            options.looks_up = match value.text()?.to_ascii_lowercase().as_str() {
+                "prompt_lookup" => true,
+                "none" => false,
+                _ => return Err(value.refused("'prompt_lookup' or 'none'")),
+            };
+            Ok(())
+        },
+    },
+    Named {
+        name: "draft_model",
+        takers: WRITING,
+        parameter: TEXT,
+        set: |options, value| {
+            options.draft_model = Some(value.text()?.to_owned());
+            Ok(())
+        },
+    },
+    // Passages; the node reads them itself.
+    Named { name: CONTEXT, takers: &[Generate], parameter: None, set: |_, _| Ok(()) },
+    Named {
+        name: "normalize",
+        takers: &[Embed],
+        parameter: Some(SqlType::Boolean),
+        set: |options, value| {
+            options.normalize = value.boolean()?;
+            Ok(())
+        },
+    },
+    Named {
+        name: "priority",
+        takers: WITH_A_PROMPT,
+        parameter: WHOLE,
+        set: |options, value| {
+            options.priority = value.signed()?;
+            Ok(())
+        },
+    },
+    Named {
+        name: "timeout_s",
+        takers: ALL,
+        parameter: REAL,
+        set: |options, value| {
+            let seconds = value.real("above 0", |number| number > 0.0)?;
+            let timeout = Duration::try_from_secs_f32(seconds);
+            options.timeout = Some(timeout.map_err(|_| value.refused("a number of seconds that fits"))?);
+            Ok(())
+        },
+    },
+    Named {
+        name: "on_error",
+        takers: ALL,
+        parameter: TEXT,
+        set: |options, value| {
+            options.on_error = OnError::of(value.text()?)?;
+            Ok(())
+        },
+    },
+];
+
+/// The options that `function` takes.
+pub(super) fn of(function: AiFunction) -> impl Iterator<Item = &'static Named> {
+    OPTIONS.iter().filter(move |option| option.takers.contains(&function))
+}
+
+/// The option `name` of `function`.
+///
+/// # Errors
+/// `InvalidInput`, naming those that there are.
+pub(super) fn find(function: AiFunction, name: &str) -> Result<&'static Named> {
+    of(function).find(|option| option.name == name).ok_or_else(|| {
+        let known: Vec<&str> = of(function).map(|option| option.name).collect();
+        Error::invalid(format!("{} has no option \"{name}\"; it has {}", function.name(), known.join(", ")))
+    })
+}
+
+/// What becomes of a row whose call fails.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum OnError {
+    /// The query fails with it.
+    #[default]
+    Fail,
+    /// It gets NULL.
+    Null,
+    /// Every row gets a struct of the value and the error.
+    Struct,
+}
+
+impl OnError {
+    /// The word that SQL has for it.
+    ///
+    /// # Errors
+    /// `InvalidInput` for another word.
+    pub fn of(word: &str) -> Result<Self> {
+        match word.to_ascii_lowercase().as_str() {
+            "fail" => Ok(Self::Fail),
+            "null" => Ok(Self::Null),
+            "struct" => Ok(Self::Struct),
+            other => Err(Error::invalid(format!("on_error must be 'fail', 'null' or 'struct', not '{other}'"))),
+        }
+    }
+}
 
 /// The options of one call on one row, context apart.
 #[derive(Clone, Debug, PartialEq)]
@@ -34,9 +278,22 @@ pub(super) struct CallOptions {
     /// True when the caller gave the seed.
     pub seeded: bool,
     pub stop: Vec<String>,
+    /// What the answer must look like.
+    pub constraint: Option<Constraint>,
+    /// Token and what is added to its logit.
+    pub logit_bias: Vec<(u32, f32)>,
+    /// Guess tokens by what stands in the prompt.
+    looks_up: bool,
+    /// Guess tokens by what this model says.
+    draft_model: Option<String>,
+    /// Stands before the conversation.
+    pub system: Option<String>,
     pub normalize: bool,
-    /// An error gives NULL rather than failing the query.
-    pub null_on_error: bool,
+    /// The lower, the earlier.
+    pub priority: i32,
+    /// How long an answer may take, the time in the queue included.
+    pub timeout: Option<Duration>,
+    pub on_error: OnError,
 }
 
 impl Default for CallOptions {
@@ -47,8 +304,15 @@ impl Default for CallOptions {
             sampling: Sampling::default(),
             seeded: false,
             stop: Vec::new(),
+            constraint: None,
+            logit_bias: Vec::new(),
+            looks_up: false,
+            draft_model: None,
+            system: None,
             normalize: true,
-            null_on_error: false,
+            priority: 0,
+            timeout: None,
+            on_error: OnError::default(),
         }
     }
 }
@@ -59,40 +323,33 @@ impl CallOptions {
     /// # Errors
     /// `InvalidInput` for an unknown name or a value out of range, naming what is valid.
     pub fn set(&mut self, function: AiFunction, name: &str, value: &ScalarValue, max_tokens: usize) -> Result<()> {
-        if !function.options().contains(&name) {
-            return Err(unknown(function, name));
-        }
+        let option = find(function, name)?;
         if value.is_null() {
             return Ok(());
         }
-        match name {
-            "model" => self.model = Some(text(name, value)?.to_owned()),
-            "max_tokens" => self.max_tokens = whole(name, value, 1, max_tokens as u64)? as usize,
-            "temperature" => self.sampling.temperature = real(name, value, "0 or more", |value| value >= 0.0)?,
-            "top_k" => self.sampling.top_k = whole(name, value, 0, u64::from(u32::MAX))? as usize,
-            "top_p" => {
-                self.sampling.top_p = real(name, value, "above 0 and at most 1", |value| value > 0.0 && value <= 1.0)?;
-            }
-            "repetition_penalty" => {
-                self.sampling.repetition_penalty = real(name, value, "above 0", |value| value > 0.0)?;
-            }
-            "seed" => {
-                self.sampling.seed = seed(value)?;
-                self.seeded = true;
-            }
-            "stop" => self.stop = texts(value)?,
-            "normalize" => self.normalize = boolean(name, value)?,
-            "on_error" => {
-                self.null_on_error = match text(name, value)?.to_ascii_lowercase().as_str() {
-                    "null" => true,
-                    "fail" => false,
-                    other => return Err(Error::invalid(format!("on_error must be 'fail' or 'null', not '{other}'"))),
-                }
-            }
-            // Passages; the node reads them itself.
-            _ => {}
+        (option.set)(self, &Value { name: option.name, scalar: value, max_tokens })
+    }
+
+    /// One grammar, checked as far as that goes without a model.
+    fn constrain(&mut self, name: &str, constraint: Constraint) -> Result<()> {
+        if self.constraint.is_some() {
+            return Err(Error::invalid(format!(
+                "{name} beside another grammar; give one of json_schema, regex and grammar"
+            )));
         }
+        grammar::check(&constraint)?;
+        self.constraint = Some(constraint);
         Ok(())
+    }
+
+    /// Who guesses tokens, if anybody; a model rather than the prompt.
+    pub fn speculative(&self) -> Option<Speculative> {
+        match &self.draft_model {
+            Some(model) => Some(Speculative::Draft { model: model.clone(), tokens: GUESSED_BY_DRAFT }),
+            None => self
+                .looks_up
+                .then_some(Speculative::PromptLookup { max_ngram: LOOKED_UP_BY, tokens: GUESSED_BY_LOOKUP }),
+        }
     }
 
     /// True when the same request always has the same answer.
@@ -106,65 +363,82 @@ pub(super) fn check(function: AiFunction, name: &str, value: &ScalarValue, max_t
     CallOptions::default().set(function, name, value, max_tokens)
 }
 
-/// The error for an option that `function` does not have.
-pub(super) fn unknown(function: AiFunction, name: &str) -> Error {
-    Error::invalid(format!("{} has no option \"{name}\"; it has {}", function.name(), function.options().join(", ")))
-}
-
-fn text<'a>(name: &str, value: &'a ScalarValue) -> Result<&'a str> {
-    value.try_as_str().flatten().ok_or_else(|| Error::invalid(format!("{name} must be text, not {value}")))
-}
-
-fn boolean(name: &str, value: &ScalarValue) -> Result<bool> {
-    match value {
-        ScalarValue::Boolean(Some(value)) => Ok(*value),
-        _ => Err(Error::invalid(format!("{name} must be true or false, not {value}"))),
+impl<'a> Value<'a> {
+    fn refused(&self, wanted: &str) -> Error {
+        Error::invalid(format!("{} must be {wanted}, not {}", self.name, self.scalar))
     }
-}
 
-fn real(name: &str, value: &ScalarValue, range: &str, valid: impl Fn(f32) -> bool) -> Result<f32> {
-    let refuse = || Error::invalid(format!("{name} must be a number, {range}, not {value}"));
-    match value.cast_to(&arrow_schema::DataType::Float32) {
-        Ok(ScalarValue::Float32(Some(number))) if number.is_finite() && valid(number) && !is_text(value) => Ok(number),
-        _ => Err(refuse()),
+    fn is_text(&self) -> bool {
+        self.scalar.try_as_str().is_some()
     }
-}
 
-fn whole(name: &str, value: &ScalarValue, least: u64, most: u64) -> Result<u64> {
-    let refuse = || Error::invalid(format!("{name} must be a whole number from {least} to {most}, not {value}"));
-    if is_text(value) || !value.data_type().is_integer() {
-        return Err(refuse());
+    fn text(&self) -> Result<&'a str> {
+        self.scalar.try_as_str().flatten().ok_or_else(|| self.refused("text"))
     }
-    match value.cast_to(&arrow_schema::DataType::UInt64) {
-        Ok(ScalarValue::UInt64(Some(number))) if (least..=most).contains(&number) => Ok(number),
-        _ => Err(refuse()),
-    }
-}
 
-/// Any integer is a seed; negative ones wrap.
-fn seed(value: &ScalarValue) -> Result<u64> {
-    match value.cast_to(&arrow_schema::DataType::Int64) {
-        Ok(ScalarValue::Int64(Some(seed))) if value.data_type().is_integer() => Ok(seed as u64),
-        _ => whole("seed", value, 0, u64::MAX),
+    fn boolean(&self) -> Result<bool> {
+        match self.scalar {
+            ScalarValue::Boolean(Some(value)) => Ok(*value),
+            _ => Err(self.refused("true or false")),
+        }
     }
-}
 
-/// One stop string or a list of them.
-fn texts(value: &ScalarValue) -> Result<Vec<String>> {
-    if let Some(Some(one)) = value.try_as_str() {
-        return Ok(vec![one.to_owned()]);
+    fn real(&self, range: &str, valid: impl Fn(f32) -> bool) -> Result<f32> {
+        match self.scalar.cast_to(&arrow_schema::DataType::Float32) {
+            Ok(ScalarValue::Float32(Some(number))) if number.is_finite() && valid(number) && !self.is_text() => {
+                Ok(number)
+            }
+            _ => Err(self.refused(&format!("a number, {range}"))),
+        }
     }
-    let refuse = || Error::invalid(format!("stop must be a text or a list of texts, not {value}"));
-    let ScalarValue::List(list) = value else {
-        return Err(refuse());
-    };
-    let items = arrow::compute::cast(list.values(), &arrow_schema::DataType::Utf8)?;
-    let items = as_string_array(&items).map_err(|_| refuse())?;
-    Ok(items.iter().flatten().map(str::to_owned).collect())
-}
 
-fn is_text(value: &ScalarValue) -> bool {
-    value.try_as_str().is_some()
+    fn whole(&self, least: u64, most: u64) -> Result<u64> {
+        let refuse = || self.refused(&format!("a whole number from {least} to {most}"));
+        if self.is_text() || !self.scalar.data_type().is_integer() {
+            return Err(refuse());
+        }
+        match self.scalar.cast_to(&arrow_schema::DataType::UInt64) {
+            Ok(ScalarValue::UInt64(Some(number))) if (least..=most).contains(&number) => Ok(number),
+            _ => Err(refuse()),
+        }
+    }
+
+    fn signed(&self) -> Result<i32> {
+        match self.scalar.cast_to(&arrow_schema::DataType::Int32) {
+            Ok(ScalarValue::Int32(Some(number))) if self.scalar.data_type().is_integer() => Ok(number),
+            _ => Err(self.refused("a whole number of 32 bits")),
+        }
+    }
+
+    /// Any integer is a seed; negative ones wrap.
+    fn seed(&self) -> Result<u64> {
+        match self.scalar.cast_to(&arrow_schema::DataType::Int64) {
+            Ok(ScalarValue::Int64(Some(seed))) if self.scalar.data_type().is_integer() => Ok(seed as u64),
+            _ => self.whole(0, u64::MAX),
+        }
+    }
+
+    /// A JSON object from numbers of tokens to what is added to their logits, as in OpenAI's interface.
+    fn biases(&self) -> Result<Vec<(u32, f32)>> {
+        let wanted = "a JSON object of tokens' numbers and what is added to their logits, such as '{\"464\": -100}'";
+        let given: std::collections::BTreeMap<u32, f32> =
+            serde_json::from_str(self.text()?).map_err(|_| self.refused(wanted))?;
+        Ok(given.into_iter().collect())
+    }
+
+    /// One text or a list of them.
+    fn texts(&self) -> Result<Vec<String>> {
+        if let Some(Some(one)) = self.scalar.try_as_str() {
+            return Ok(vec![one.to_owned()]);
+        }
+        let refuse = || self.refused("a text or a list of texts");
+        let ScalarValue::List(list) = self.scalar else {
+            return Err(refuse());
+        };
+        let items = arrow::compute::cast(list.values(), &arrow_schema::DataType::Utf8)?;
+        let items = as_string_array(&items).map_err(|_| refuse())?;
+        Ok(items.iter().flatten().map(str::to_owned).collect())
+    }
 }
 
 #[cfg(test)]
@@ -182,7 +456,16 @@ mod tests {
         assert!(message("max_tokens", ScalarValue::from(0.5)).contains("whole number"));
         assert!(message("temperature", ScalarValue::from(-0.1)).contains("0 or more"));
         assert!(message("top_p", ScalarValue::from(1.5)).contains("at most 1"));
-        assert!(message("on_error", ScalarValue::from("ignore")).contains("'fail' or 'null'"));
+        assert!(message("on_error", ScalarValue::from("ignore")).contains("'fail', 'null' or 'struct'"));
+        assert!(message("timeout_s", ScalarValue::from(0)).contains("above 0"));
+        assert!(message("priority", ScalarValue::from(0.5)).contains("32 bits"));
+        assert!(message("json_schema", ScalarValue::from("{")).contains("not JSON"));
+        assert!(message("json_schema", ScalarValue::from(r#"{"items": {"type": "no"}}"#)).contains("at /items"));
+        assert!(message("regex", ScalarValue::from("(")).contains("regular expression"));
+        assert!(message("logit_bias", ScalarValue::from("{\"the\": 1}")).contains("464"));
+        assert!(message("speculative", ScalarValue::from("maybe")).contains("'prompt_lookup' or 'none'"));
+        let refused = check(AiFunction::Embed, "system", &ScalarValue::from("x"), 100).unwrap_err();
+        assert_eq!(refused.message(), "embed has no option \"system\"; it has model, normalize, timeout_s, on_error");
     }
 
     #[test]
@@ -195,12 +478,34 @@ mod tests {
             ("seed", ScalarValue::from(-1_i64)),
             ("stop", ScalarValue::from("END")),
             ("top_k", ScalarValue::Int64(None)),
+            ("priority", ScalarValue::from(-2)),
+            ("timeout_s", ScalarValue::from(1.5)),
+            ("on_error", ScalarValue::from("NULL")),
         ] {
             options.set(AiFunction::Generate, name, &value, 100).unwrap();
         }
         assert_eq!((options.model.as_deref(), options.max_tokens), (Some("m"), 7));
         assert_eq!(options.sampling, Sampling { temperature: 0.5, seed: u64::MAX, ..Sampling::default() });
         assert_eq!(options.stop, ["END"]);
+        assert_eq!((options.priority, options.timeout), (-2, Some(Duration::from_millis(1500))));
+        assert_eq!(options.on_error, OnError::Null);
         assert!(options.is_repeatable());
+    }
+
+    #[test]
+    fn one_grammar_is_taken_and_a_draft_goes_before_the_prompt() {
+        let mut options = CallOptions::default();
+        let mut set = |name: &str, text: &str| options.set(AiFunction::Generate, name, &ScalarValue::from(text), 100);
+        set("regex", "a+").unwrap();
+        assert!(
+            set("grammar", "start: \"a\"").unwrap_err().message().contains("one of json_schema, regex and grammar")
+        );
+        set("logit_bias", "{\"7\": -1.5, \"2\": 3}").unwrap();
+        set("speculative", "prompt_lookup").unwrap();
+        assert_eq!(options.constraint, Some(Constraint::Regex("a+".into())));
+        assert_eq!(options.logit_bias, [(2, 3.0), (7, -1.5)]);
+        assert_eq!(options.speculative(), Some(Speculative::PromptLookup { max_ngram: 3, tokens: 8 }));
+        options.set(AiFunction::Generate, "draft_model", &ScalarValue::from("small"), 100).unwrap();
+        assert_eq!(options.speculative(), Some(Speculative::Draft { model: "small".into(), tokens: 4 }));
     }
 }

@@ -11,6 +11,7 @@ use datafusion::physical_planner::{DefaultPhysicalPlanner, ExtensionPlanner, Phy
 use hypr_inference::api::Inference;
 
 use super::AiOptions;
+use super::answer::AnswerCache;
 use super::context::{ContextExec, ContextNode};
 use super::exec::{GenerateExec, PhysicalCall};
 use super::node::GenerateNode;
@@ -20,11 +21,12 @@ use super::node::GenerateNode;
 pub(super) struct AiExtensionPlanner {
     inference: Arc<dyn Inference>,
     options: Arc<AiOptions>,
+    cache: Arc<AnswerCache>,
 }
 
 impl AiExtensionPlanner {
-    pub fn new(inference: Arc<dyn Inference>, options: Arc<AiOptions>) -> Self {
-        Self { inference, options }
+    pub fn new(inference: Arc<dyn Inference>, options: Arc<AiOptions>, cache: Arc<AnswerCache>) -> Self {
+        Self { inference, options, cache }
     }
 
     fn generate(
@@ -58,6 +60,7 @@ impl AiExtensionPlanner {
             predicate,
             Arc::clone(&self.inference),
             Arc::clone(&self.options),
+            Arc::clone(&self.cache),
         )?;
         Ok(Arc::new(exec))
     }

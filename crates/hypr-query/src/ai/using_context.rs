@@ -7,8 +7,8 @@ use std::ops::ControlFlow;
 
 use datafusion::sql::parser::Statement;
 use datafusion::sql::sqlparser::ast::{
-    CastKind, DataType, Expr, Function, FunctionArg, FunctionArgExpr, FunctionArguments, Ident, ObjectName,
-    ObjectNamePart, Query, Select, SelectItem, Statement as Sql, TableFactor, Value, VisitMut, VisitorMut,
+    ArrayElemTypeDef, CastKind, DataType, Expr, Function, FunctionArg, FunctionArgExpr, FunctionArguments, Ident,
+    ObjectName, ObjectNamePart, Query, Select, SelectItem, Statement as Sql, TableFactor, Value, VisitMut, VisitorMut,
 };
 use datafusion::sql::sqlparser::keywords::Keyword;
 use datafusion::sql::sqlparser::tokenizer::{Location, Token, TokenWithSpan, Word};
@@ -316,7 +316,7 @@ fn name_calls(select: &mut Select) {
             _ => None,
         })
         .collect();
-    for function in [AiFunction::Generate, AiFunction::Embed] {
+    for function in AiFunction::ALL {
         let mut number = 0;
         for item in &mut select.projection {
             let SelectItem::UnnamedExpr(Expr::Function(call)) = item else {
@@ -363,19 +363,26 @@ fn encode(function: &mut Function, ai: AiFunction) -> Result<()> {
         let (Some(name), Some(mut value)) = (option_name(&option), option_value(option)) else {
             continue;
         };
-        if !ai.options().contains(&name.as_str()) {
-            return Err(options::unknown(ai, &name));
-        }
+        let parameter = options::find(ai, &name)?.parameter.clone();
         if names.contains(&name) {
             return Err(Error::invalid(format!("option \"{name}\" of {} is given twice", ai.name())));
         }
-        type_parameter(&mut value, option_type(&name));
+        type_parameter(&mut value, parameter);
         names.push(name);
         values.push(FunctionArg::Unnamed(FunctionArgExpr::Expr(value)));
     }
-    for arg in &mut plain {
+    for (at, arg) in plain.iter_mut().enumerate() {
         if let FunctionArg::Unnamed(FunctionArgExpr::Expr(value)) = arg {
-            type_parameter(value, Some(DataType::Text));
+            let labels = || DataType::Array(ArrayElemTypeDef::SquareBracket(Box::new(DataType::Text), None));
+            type_parameter(
+                value,
+                match (ai, at) {
+                    (AiFunction::Classify, 1) => Some(labels()),
+                    // What is bound may be a text, a picture or sound.
+                    (AiFunction::Embed, _) => None,
+                    _ => Some(DataType::Text),
+                },
+            );
         }
     }
     if !names.is_empty() {
@@ -400,18 +407,6 @@ fn option_value(arg: FunctionArg) -> Option<Expr> {
     match arg {
         FunctionArg::Named { arg: FunctionArgExpr::Expr(value), .. }
         | FunctionArg::ExprNamed { arg: FunctionArgExpr::Expr(value), .. } => Some(value),
-        _ => None,
-    }
-}
-
-fn option_type(name: &str) -> Option<DataType> {
-    match name {
-        "model" | "stop" | "on_error" => Some(DataType::Text),
-        "max_tokens" | "top_k" | "seed" => Some(DataType::BigInt(None)),
-        "temperature" | "top_p" | "repetition_penalty" => {
-            Some(DataType::Double(datafusion::sql::sqlparser::ast::ExactNumberInfo::None))
-        }
-        "normalize" => Some(DataType::Boolean),
         _ => None,
     }
 }

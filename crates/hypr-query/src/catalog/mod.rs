@@ -14,7 +14,8 @@ use datafusion::catalog::{CatalogProvider, CatalogProviderList, SchemaProvider, 
 use datafusion::common::Result as DfResult;
 use hypr_common::model::ModelSource;
 use hypr_common::{Error, Result};
-use hypr_storage::{Database, Table, TableDefinition, Transaction};
+use hypr_inference::api::Inference;
+use hypr_storage::{Database, PrefixStore, Table, TableDefinition, Transaction};
 
 use crate::models::ModelTable;
 use crate::series::continuous;
@@ -27,6 +28,8 @@ pub(crate) use stored_table::StoredTable;
 #[derive(Clone)]
 pub(crate) struct Catalog {
     database: Database,
+    inference: Arc<dyn Inference>,
+    prefixes: Arc<PrefixStore>,
     continuous: Arc<continuous::Caches>,
     /// What it is read and changed through, if not as it is for everybody.
     transaction: Option<Arc<Transaction>>,
@@ -39,8 +42,14 @@ impl fmt::Debug for Catalog {
 }
 
 impl Catalog {
-    pub(crate) fn new(database: Database) -> Self {
-        Self { database, continuous: Arc::default(), transaction: None }
+    pub(crate) fn new(database: Database, inference: Arc<dyn Inference>) -> Self {
+        let prefixes = Arc::new(PrefixStore::new(database.dir()));
+        Self { database, inference, prefixes, continuous: Arc::default(), transaction: None }
+    }
+
+    /// Saved beginnings of prompts.
+    pub(crate) fn prefixes(&self) -> &Arc<PrefixStore> {
+        &self.prefixes
     }
 
     /// What is remembered of continuous aggregates.
@@ -95,7 +104,10 @@ impl Catalog {
     /// The built-in table of that name. A table that was made before a name became built-in keeps it.
     pub(crate) fn model_table(&self, schema: &str, name: &str) -> Option<ModelTable> {
         let source: Arc<dyn ModelSource> = self.database.models();
-        let built_in = if schema == DEFAULT_SCHEMA { ModelTable::find(name, source) } else { None };
+        let built_in = match schema {
+            DEFAULT_SCHEMA => ModelTable::find(name, source, &self.inference, &self.prefixes),
+            _ => None,
+        };
         built_in.filter(|_| self.table_of(schema, name).is_none())
     }
 
@@ -115,10 +127,8 @@ impl Catalog {
                 "\"{name}\" is a continuous aggregate; change the table that it reads, or drop it with DROP MATERIALIZED VIEW"
             )));
         }
-        if self.model_table(schema, name).is_some() {
-            return Err(Error::unsupported(format!(
-                "\"{name}\" is a built-in table, filled by importing models; SQL cannot change it yet"
-            )));
+        if let Some(table) = self.model_table(schema, name) {
+            return Err(Error::unsupported(format!("\"{name}\" is a built-in table, {}", table.filled_by())));
         }
         match self.view(table)? {
             Some(_) => Err(views::not_a_table(table)),

@@ -80,6 +80,7 @@ const AST_PASSES: &[AstPass] = &[
     },
     |statement, _| {
         ai::weights_form::rewrite_statement(statement);
+        ai::aggregate::rewrite_statement(statement);
         Ok(())
     },
     |statement, names| {

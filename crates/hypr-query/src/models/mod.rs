@@ -1,10 +1,11 @@
-//! `model_metadata`, `model_weights` and `models`: models as tables.
+//! `model_metadata`, `model_weights`, `models` and `model_kv_cache`: models as tables.
 //!
 //! `model_weights` has a row a piece of a tensor (see `hypr_common::model`). A scan decides on the small
 //! columns which pieces are wanted, then hands out one batch a piece whose `weight_data` is the mapped
 //! buffer itself: nothing is copied, and a query that does not read `weight_data` does not touch its pages.
 //! `models` has a row a layer, with what one would ask first; see [`layers`].
 
+mod kv_cache;
 mod layers;
 mod tokens;
 mod weights_scan;
@@ -21,6 +22,8 @@ use datafusion::logical_expr::{Expr, TableProviderFilterPushDown, TableType};
 use datafusion::physical_plan::ExecutionPlan;
 use hypr_common::model::{ModelMetadata, ModelSource, layer_schema};
 use hypr_common::{Error, Result, types};
+use hypr_inference::api::Inference;
+use hypr_storage::PrefixStore;
 
 use crate::dialect::ddl::CreateTable;
 use crate::error;
@@ -32,6 +35,8 @@ pub(crate) use tokens::{PROMPT_OF, SELECTED_WEIGHTS, WHOLE_MODEL, functions, sel
 pub(crate) struct ModelTable {
     kind: Kind,
     source: Arc<dyn ModelSource>,
+    inference: Arc<dyn Inference>,
+    prefixes: Arc<PrefixStore>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,21 +44,28 @@ enum Kind {
     Metadata,
     Weights,
     Layers,
+    KvCache,
 }
 
 impl ModelTable {
     /// Their names.
-    pub(crate) const NAMES: [&'static str; 3] = ["model_metadata", "model_weights", "models"];
+    pub(crate) const NAMES: [&'static str; 4] = ["model_kv_cache", "model_metadata", "model_weights", "models"];
 
     /// The built-in table called `name`.
-    pub(crate) fn find(name: &str, source: Arc<dyn ModelSource>) -> Option<Self> {
+    pub(crate) fn find(
+        name: &str,
+        source: Arc<dyn ModelSource>,
+        inference: &Arc<dyn Inference>,
+        prefixes: &Arc<PrefixStore>,
+    ) -> Option<Self> {
         let kind = match name {
             "model_metadata" => Kind::Metadata,
             "model_weights" => Kind::Weights,
             "models" => Kind::Layers,
+            "model_kv_cache" => Kind::KvCache,
             _ => return None,
         };
-        Some(Self { kind, source })
+        Some(Self { kind, source, inference: Arc::clone(inference), prefixes: Arc::clone(prefixes) })
     }
 
     /// The key columns.
@@ -62,8 +74,17 @@ impl ModelTable {
             Kind::Metadata => &["model_id"],
             Kind::Weights => &["model_id", "layer_id", "parameter_type", "parameter_name", "weight_shard_id"],
             Kind::Layers => &["model_name", "layer_id"],
+            Kind::KvCache => &["sequence_id", "layer_id"],
         };
         names.iter().map(|name| (*name).to_owned()).collect()
+    }
+
+    /// Where its rows come from, and so why a statement cannot change them.
+    pub(crate) fn filled_by(&self) -> &'static str {
+        match self.kind {
+            Kind::Metadata | Kind::Weights | Kind::Layers => "filled by importing models; SQL cannot change it yet",
+            Kind::KvCache => "which shows what the engine holds; SQL cannot change it",
+        }
     }
 
     /// Accepts the documents' `CREATE TABLE` of a built-in table, which has nothing to do.
@@ -100,6 +121,7 @@ impl TableProvider for ModelTable {
             Kind::Metadata => metadata_schema(),
             Kind::Weights => weights_schema(),
             Kind::Layers => layers::schema(),
+            Kind::KvCache => kv_cache::schema(),
         }
     }
 
@@ -123,6 +145,7 @@ impl TableProvider for ModelTable {
             }
             Kind::Weights => weights_scan::plan(state, &self.source, projection, filters, limit),
             Kind::Layers => layers::plan(&self.source, projection, filters, limit),
+            Kind::KvCache => kv_cache::plan(state, &self.inference, &self.prefixes, projection, filters, limit).await,
         }
     }
 
@@ -132,7 +155,8 @@ impl TableProvider for ModelTable {
             .map(|filter| match self.kind {
                 Kind::Weights if weights_scan::is_on_small_columns(filter) => TableProviderFilterPushDown::Exact,
                 Kind::Layers => TableProviderFilterPushDown::Inexact,
-                Kind::Weights | Kind::Metadata => TableProviderFilterPushDown::Unsupported,
+                Kind::KvCache if kv_cache::is_on_small_columns(filter) => TableProviderFilterPushDown::Exact,
+                Kind::Weights | Kind::KvCache | Kind::Metadata => TableProviderFilterPushDown::Unsupported,
             })
             .collect())
     }

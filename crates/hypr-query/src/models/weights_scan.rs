@@ -31,8 +31,13 @@ const SHAPE_COLUMN: usize = 6;
 
 /// True for filters that [`plan`] evaluates exactly.
 pub(super) fn is_on_small_columns(filter: &Expr) -> bool {
+    is_on(filter, &SMALL_COLUMNS)
+}
+
+/// True for a filter that reads no column but `columns`, and can be evaluated beside the plan.
+pub(super) fn is_on(filter: &Expr, columns: &[&str]) -> bool {
     !filter.is_volatile()
-        && filter.column_refs().iter().all(|column| SMALL_COLUMNS.contains(&column.name.as_str()))
+        && filter.column_refs().iter().all(|column| columns.contains(&column.name.as_str()))
         && !filter
             .exists(|expr| {
                 Ok(matches!(
@@ -72,7 +77,7 @@ pub(super) fn plan(
 }
 
 /// Columns without the table's name before them.
-fn unqualified(filter: Expr) -> Result<Expr> {
+pub(super) fn unqualified(filter: Expr) -> Result<Expr> {
     use datafusion::common::tree_node::Transformed;
     let transformed = filter.transform(|expr| match expr {
         Expr::Column(column) => {

@@ -1,4 +1,5 @@
-//! How wide the searches of a session look: `SET hnsw.ef_search = 100`.
+//! What a session sets with `SET`: how wide its searches look (`SET hnsw.ef_search = 100`), and whether it takes answers
+//! of models from the cache (`SET ai.cache = off`).
 //!
 //! The settings lie in the session's configuration, which its clones share, so that a `SET` counts from the next
 //! statement on and until the session ends.
@@ -19,15 +20,21 @@ enum Setting {
     EfSearch,
     Nprobes,
     RefineFactor,
+    AiCache,
 }
 
 /// Names, what they set, and the largest value.
-const SETTINGS: [(&str, Setting, usize); 4] = [
+const SETTINGS: [(&str, Setting, usize); 5] = [
     ("hnsw.ef_search", Setting::EfSearch, 100_000),
     ("ivf.nprobes", Setting::Nprobes, 1_000_000),
     ("ivf.refine_factor", Setting::RefineFactor, 1000),
     ("ivfflat.probes", Setting::Nprobes, 1_000_000),
+    ("ai.cache", Setting::AiCache, AI_CACHE_OFF),
 ];
+
+/// The values of `ai.cache`, which SQL spells `on` and `off`.
+const AI_CACHE_ON: usize = 1;
+const AI_CACHE_OFF: usize = 2;
 
 /// The settings of one session; 0 where nothing is set.
 #[derive(Debug, Default)]
@@ -35,6 +42,7 @@ pub(crate) struct SearchSettings {
     ef_search: AtomicUsize,
     nprobes: AtomicUsize,
     refine_factor: AtomicUsize,
+    ai_cache: AtomicUsize,
 }
 
 impl SearchSettings {
@@ -43,6 +51,7 @@ impl SearchSettings {
             Setting::EfSearch => &self.ef_search,
             Setting::Nprobes => &self.nprobes,
             Setting::RefineFactor => &self.refine_factor,
+            Setting::AiCache => &self.ai_cache,
         }
     }
 
@@ -58,6 +67,12 @@ impl SearchSettings {
     /// What the session of `config` has set.
     pub(crate) fn of(config: &SessionConfig) -> Effort {
         config.get_extension::<Self>().map_or_else(Effort::default, |settings| settings.effort())
+    }
+
+    /// Whether the session of `config` takes answers of models from the cache and leaves its own there.
+    pub(crate) fn keeps_answers(config: &SessionConfig) -> bool {
+        let settings = config.get_extension::<Self>();
+        settings.is_none_or(|settings| settings.ai_cache.load(Ordering::Relaxed) != AI_CACHE_OFF)
     }
 }
 
@@ -102,6 +117,7 @@ impl SetSearch {
         let value = match value {
             None => None,
             Some(Expr::Identifier(word)) if word.value.eq_ignore_ascii_case("default") => None,
+            Some(value) if setting == Setting::AiCache => Some(on_or_off(name, value)?),
             Some(value) => match number(value).filter(|number| (1..=most).contains(number)) {
                 Some(number) => Some(number),
                 None => return Err(Error::invalid(format!("{name} is a whole number from 1 to {most}, not {value}"))),
@@ -135,6 +151,15 @@ fn named(name: &ObjectName) -> Option<(&'static str, Setting, usize)> {
 
 fn known() -> String {
     SETTINGS.map(|(name, ..)| name).join(", ")
+}
+
+fn on_or_off(name: &str, value: &Expr) -> Result<usize> {
+    let word = value.to_string();
+    match word.trim_matches('\'').to_ascii_lowercase().as_str() {
+        "on" | "true" | "1" => Ok(AI_CACHE_ON),
+        "off" | "false" | "0" => Ok(AI_CACHE_OFF),
+        _ => Err(Error::invalid(format!("{name} is on or off, not {value}"))),
+    }
 }
 
 /// A whole number, written as one or, as some clients do, in quotation marks.

@@ -9,9 +9,12 @@ use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt};
 use hypr_common::model::{ModelMetadata, ModelSource, ModelTables};
+use hypr_common::prefix::Prefix;
 use hypr_common::principal::Principal;
 use hypr_common::{Error, ErrorKind, Result};
-use hypr_inference::api::{EmbedRequest, GenerateRequest, Generation, Inference, Prompt, Task, Token};
+use hypr_inference::api::{CacheIdentity, EmbedRequest, GenerateRequest, Generation, Inference, Prompt, Task, Token};
+use hypr_inference::kv_table::KvSequence;
+use hypr_inference::window::Window;
 use hypr_inference::{EngineHandle, EngineOptions, EngineService, engine};
 use hypr_query::{AiOptions, Outcome, QueryEngine, QueryOptions, Session};
 use hypr_storage::{Database, StorageOptions};
@@ -22,15 +25,25 @@ use crate::harness::{collect, lines};
 use crate::tiny::tiny;
 
 #[derive(Debug)]
-struct Models(Vec<Arc<ModelTables>>);
+pub(crate) struct Models(Mutex<Vec<Arc<ModelTables>>>);
+
+impl Models {
+    /// Puts `tables` in the place of the model that has its name.
+    pub(crate) fn replace(&self, tables: ModelTables) {
+        let mut models = self.0.lock();
+        models.retain(|model| model.metadata.model_id != tables.metadata.model_id);
+        models.push(Arc::new(tables));
+    }
+}
 
 impl ModelSource for Models {
     fn models(&self) -> Result<Vec<ModelMetadata>> {
-        Ok(self.0.iter().map(|tables| tables.metadata.clone()).collect())
+        Ok(self.0.lock().iter().map(|tables| tables.metadata.clone()).collect())
     }
 
     fn open(&self, model_id: &str) -> Result<Arc<ModelTables>> {
-        let found = self.0.iter().find(|tables| tables.metadata.model_id == model_id);
+        let models = self.0.lock();
+        let found = models.iter().find(|tables| tables.metadata.model_id == model_id);
         found.cloned().ok_or_else(|| Error::not_found(format!("no model {model_id}")))
     }
 }
@@ -43,14 +56,16 @@ struct Counting {
 }
 
 #[derive(Debug, Default)]
-struct Book {
-    generations: Mutex<Vec<GenerateRequest>>,
-    embeddings: Mutex<Vec<EmbedRequest>>,
-    finished: AtomicUsize,
-    running: AtomicUsize,
-    most_running: AtomicUsize,
-    busy: AtomicUsize,
-    failing: Mutex<Option<String>>,
+pub(crate) struct Book {
+    pub(crate) generations: Mutex<Vec<GenerateRequest>>,
+    pub(crate) embeddings: Mutex<Vec<EmbedRequest>>,
+    pub(crate) finished: AtomicUsize,
+    /// Prompts, as they got their answers.
+    pub(crate) order: Mutex<Vec<String>>,
+    pub(crate) running: AtomicUsize,
+    pub(crate) most_running: AtomicUsize,
+    pub(crate) busy: AtomicUsize,
+    pub(crate) failing: Mutex<Option<String>>,
 }
 
 /// Counts a request as running for as long as its future lives.
@@ -70,9 +85,10 @@ impl Drop for Running {
     }
 }
 
-fn instruction(request: &GenerateRequest) -> String {
+pub(crate) fn instruction(request: &GenerateRequest) -> String {
     match &request.prompt {
         Prompt::Instruction(text) => text.clone(),
+        Prompt::Chat(messages) => messages.last().unwrap().content.clone(),
         other => panic!("an instruction was expected, not {other:?}"),
     }
 }
@@ -88,10 +104,12 @@ impl Inference for Counting {
             return futures::future::err(Error::new(ErrorKind::Unavailable, "the engine is shutting down")).boxed();
         }
         let running = Running::new(&book);
+        let prompt = instruction(&request);
         let answer = self.engine.generate(request);
         async move {
             let _running = running;
             let answer = answer.await;
+            book.order.lock().push(prompt);
             book.finished.fetch_add(1, Ordering::SeqCst);
             answer
         }
@@ -110,29 +128,60 @@ impl Inference for Counting {
     fn resolve(&self, task: Task, name: Option<&str>) -> Result<ModelMetadata> {
         self.engine.resolve(task, name)
     }
+
+    fn identity(&self, task: Task, name: Option<&str>) -> Result<Option<CacheIdentity>> {
+        self.engine.identity(task, name)
+    }
+
+    fn sequences(&self) -> BoxFuture<'static, Result<Vec<KvSequence>>> {
+        self.engine.sequences()
+    }
+
+    fn prefix(&self, request: GenerateRequest) -> BoxFuture<'static, Result<Prefix>> {
+        self.engine.prefix(request)
+    }
+
+    fn restore_prefix(&self, prefix: Prefix) -> BoxFuture<'static, Result<usize>> {
+        self.engine.restore_prefix(prefix)
+    }
+
+    fn window(&self, name: Option<&str>) -> Result<Arc<Window>> {
+        self.engine.window(name)
+    }
 }
 
-struct Fixture {
+pub(crate) struct Fixture {
     _dir: TempDir,
-    session: Session,
-    engine: EngineHandle,
-    book: Arc<Book>,
+    pub(crate) models: Arc<Models>,
+    pub(crate) session: Session,
+    pub(crate) engine: EngineHandle,
+    pub(crate) book: Arc<Book>,
+}
+
+/// Every statement asks for itself, so that its requests can be counted.
+pub(crate) fn uncached() -> AiOptions {
+    AiOptions { cache_bytes: 0, ..AiOptions::default() }
 }
 
 impl Fixture {
+    pub(crate) async fn new() -> Self {
+        Self::with_notes(uncached()).await
+    }
+
     /// Six notes: `id` 1 to 6, `kind` alternating, `body` `w1` to `w6`, `score` falling, and a NULL body.
-    async fn new() -> Self {
-        let fixture = Self::with(AiOptions::default()).await;
+    pub(crate) async fn with_notes(ai: AiOptions) -> Self {
+        let fixture = Self::with(ai).await;
         fixture.session.execute("CREATE TABLE notes (id INT, kind TEXT, body TEXT, score DOUBLE)").await.unwrap();
         let rows = "INSERT INTO notes VALUES (1,'a','w1',6),(2,'b','w2',5),(3,'a','w3',4),(4,'b','w4',3),(5,'a','w5',2),(6,'b',NULL,1)";
         fixture.session.execute(rows).await.unwrap();
         fixture
     }
 
-    async fn with(ai: AiOptions) -> Self {
-        let source = Models(vec![Arc::new(tiny("tiny-llama", "smollm2")), Arc::new(tiny("tiny-bert", "minilm"))]);
+    pub(crate) async fn with(ai: AiOptions) -> Self {
+        let models = vec![Arc::new(tiny("tiny-llama", "smollm2")), Arc::new(tiny("tiny-bert", "minilm"))];
+        let models = Arc::new(Models(Mutex::new(models)));
         let options = EngineOptions { threads: 1, ..EngineOptions::default() };
-        let (handle, service) = engine(Arc::new(source), options);
+        let (handle, service) = engine(models.clone(), options);
         std::thread::spawn(|| EngineService::run(service));
         let book = Arc::new(Book::default());
         let counting = Counting { engine: handle.clone(), book: Arc::clone(&book) };
@@ -141,11 +190,11 @@ impl Fixture {
         let options = QueryOptions { ai, ..QueryOptions::default() };
         let engine = QueryEngine::new(database, Arc::new(counting), options).unwrap();
         let session = engine.session(Principal::anonymous_local());
-        Self { _dir: dir, session, engine: handle, book }
+        Self { _dir: dir, models, session, engine: handle, book }
     }
 
     /// The rows of a statement as text, and the prompts it asked in order.
-    async fn run(&self, sql: &str) -> (Vec<String>, Vec<String>) {
+    pub(crate) async fn run(&self, sql: &str) -> (Vec<String>, Vec<String>) {
         self.book.generations.lock().clear();
         let outcome = self.session.execute(sql).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
         let rows = match outcome {
@@ -155,18 +204,23 @@ impl Fixture {
         (rows, self.prompts())
     }
 
-    fn prompts(&self) -> Vec<String> {
+    /// The data directory.
+    pub(crate) fn dir(&self) -> &std::path::Path {
+        self._dir.path()
+    }
+
+    pub(crate) fn prompts(&self) -> Vec<String> {
         self.book.generations.lock().iter().map(instruction).collect()
     }
 
     /// The prompts of a statement, sorted.
-    async fn asked(&self, sql: &str) -> Vec<String> {
+    pub(crate) async fn asked(&self, sql: &str) -> Vec<String> {
         let mut prompts = self.run(sql).await.1;
         prompts.sort();
         prompts
     }
 
-    async fn error(&self, sql: &str) -> Error {
+    pub(crate) async fn error(&self, sql: &str) -> Error {
         match self.session.execute(sql).await {
             Err(error) => error,
             Ok(outcome) => collect(outcome).await.expect_err(sql),
@@ -174,7 +228,7 @@ impl Fixture {
     }
 
     /// What the engine itself answers to `prompt` with `max_tokens` tokens.
-    async fn answer(&self, prompt: &str, context: &[&str], max_tokens: usize) -> String {
+    pub(crate) async fn answer(&self, prompt: &str, context: &[&str], max_tokens: usize) -> String {
         let request = GenerateRequest {
             prompt: Prompt::Instruction(prompt.to_owned()),
             context: context.iter().map(|passage| (*passage).to_owned()).collect(),
@@ -290,7 +344,7 @@ async fn changes_of_rows_take_calls() {
 
 #[tokio::test]
 async fn limits_stop_early() {
-    let fixture = Fixture::with(AiOptions { max_in_flight: 2, ..AiOptions::default() }).await;
+    let fixture = Fixture::with(AiOptions { max_in_flight: 2, ..uncached() }).await;
     fixture.run("CREATE TABLE many AS SELECT value AS id, 'w' || (value % 60) || ' w' || (value / 60) AS body FROM range(1000)").await;
     let top = "SELECT id, generate_response(body, max_tokens => 1) FROM many ORDER BY id DESC LIMIT 3";
     assert_eq!(fixture.run(top).await.1.len(), 3);
@@ -448,7 +502,7 @@ async fn long_contexts_are_cut_and_not_refused() {
 
 #[tokio::test]
 async fn a_dropped_stream_stops_the_engine() {
-    let fixture = Fixture::with(AiOptions { max_in_flight: 4, ..AiOptions::default() }).await;
+    let fixture = Fixture::with(AiOptions { max_in_flight: 4, ..uncached() }).await;
     let sql = "SELECT generate_response('w' || value, max_tokens => 200) FROM range(1000)";
     let Outcome::Rows(mut rows) = fixture.session.execute(sql).await.unwrap() else {
         panic!("no rows");
@@ -494,7 +548,16 @@ async fn explain_shows_the_calls_and_what_they_cost() {
         "EXPLAIN ANALYZE SELECT id, CASE WHEN id < 3 THEN generate_response(kind, max_tokens => 2) END FROM notes";
     let plan = fixture.run(sql).await.0.join("\n");
     let node = plan.lines().find(|line| line.contains("GenerateExec")).unwrap();
-    for part in ["max_tokens => 2", "when", "calls=2", "cache_hits=0", "completion_tokens=4", "prompt_tokens="] {
+    for part in [
+        "max_tokens => 2",
+        "when",
+        "calls=2",
+        "deduplicated=0",
+        "cache_hits=0",
+        "failed=0",
+        "completion_tokens=4",
+        "prompt_tokens=",
+    ] {
         assert!(node.contains(part), "{part} in {node}");
     }
 }
@@ -510,7 +573,7 @@ async fn answers_are_named_after_the_function() {
 
 /// Rows with the embeddings of their texts, more than are compared without an index.
 async fn embedded() -> Fixture {
-    let fixture = Fixture::with(AiOptions::default()).await;
+    let fixture = Fixture::with(uncached()).await;
     let width = fixture.engine.resolve(Task::Embed, None).unwrap().hidden_size;
     fixture.session.execute("CREATE TABLE words (body TEXT)").await.unwrap();
     fixture.session.execute("INSERT INTO words VALUES ('w1'), ('w2'), ('w3'), ('w4')").await.unwrap();

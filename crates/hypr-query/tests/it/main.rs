@@ -4,12 +4,16 @@
 #![recursion_limit = "256"]
 
 mod ai;
+mod ai_cache;
+mod ai_functions;
 mod changes;
 mod clustering;
 mod docs;
 mod harness;
 mod ingest;
+mod kv_cache;
 mod limits;
+mod media;
 mod models;
 mod nearest;
 mod prepared;

@@ -9,9 +9,14 @@ use serde_json::{Map, Value, json};
 
 use crate::harness::crate_dir;
 
-/// Words `w0` to `w63`, a token each; every other word is `w0`.
+/// Words `w0` to `w59`, `yes`, `no`, `w62` and `w63`, a token each; every other word is `w0`.
 fn tokenizer() -> Buffer {
-    let vocab: Map<String, Value> = (0..64).map(|id| (format!("w{id}"), id.into())).collect();
+    let word = |id| match id {
+        60 => "yes".to_owned(),
+        61 => "no".to_owned(),
+        id => format!("w{id}"),
+    };
+    let vocab: Map<String, Value> = (0..64).map(|id| (word(id), id.into())).collect();
     let json = json!({
         "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
         "pre_tokenizer": {"type": "WhitespaceSplit"}, "post_processor": null,

@@ -5,11 +5,15 @@
 //! stops at its next step.
 
 mod answers;
+mod reduce;
 mod request;
 mod stream;
 
+pub(super) use request::request_of;
+
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use arrow_schema::{FieldRef, Schema};
 use datafusion::common::{Result, internal_err};
@@ -23,7 +27,9 @@ use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, Exe
 use hypr_inference::api::Inference;
 
 use super::AiOptions;
+use super::answer::AnswerCache;
 use super::function::AiFunction;
+use crate::vector_search::settings::SearchSettings;
 
 /// A call with its expressions planned over the input's columns.
 #[derive(Clone, Debug)]
@@ -46,6 +52,7 @@ pub(super) struct GenerateExec {
     fetch: Option<usize>,
     inference: Arc<dyn Inference>,
     options: Arc<AiOptions>,
+    cache: Arc<AnswerCache>,
     properties: Arc<PlanProperties>,
     metrics: ExecutionPlanMetricsSet,
 }
@@ -57,11 +64,12 @@ impl GenerateExec {
         predicate: Option<Arc<dyn PhysicalExpr>>,
         inference: Arc<dyn Inference>,
         options: Arc<AiOptions>,
+        cache: Arc<AnswerCache>,
     ) -> Result<Self> {
         let properties = properties(&input, &calls)?;
         let metrics = ExecutionPlanMetricsSet::new();
         let calls = Arc::new(calls);
-        Ok(Self { input, calls, predicate, fetch: None, inference, options, properties, metrics })
+        Ok(Self { input, calls, predicate, fetch: None, inference, options, cache, properties, metrics })
     }
 }
 
@@ -143,6 +151,7 @@ impl ExecutionPlan for GenerateExec {
         if partition != 0 || self.input.output_partitioning().partition_count() != 1 {
             return internal_err!("GenerateExec reads one partition");
         }
+        let wanted = SearchSettings::keeps_answers(context.session_config());
         let rows = self.input.execute(partition, context)?;
         let work = stream::Work {
             calls: Arc::clone(&self.calls),
@@ -150,10 +159,12 @@ impl ExecutionPlan for GenerateExec {
             schema: self.schema(),
             inference: Arc::clone(&self.inference),
             options: Arc::clone(&self.options),
-            metrics: CallMetrics::new(&self.metrics, partition),
+            cache: Some(&self.cache).filter(|cache| cache.is_on() && wanted).cloned(),
+            metrics: CallMetrics::new(&self.metrics, partition, &self.cache),
+            fetch: self.fetch,
         };
         let baseline = BaselineMetrics::new(&self.metrics, partition);
-        let output = stream::run(work, rows, self.fetch, baseline);
+        let output = stream::run(work, rows, baseline);
         Ok(Box::pin(RecordBatchStreamAdapter::new(self.schema(), output)))
     }
 
@@ -183,28 +194,61 @@ impl ExecutionPlan for GenerateExec {
     }
 }
 
-/// What `EXPLAIN ANALYZE` shows.
+/// What `EXPLAIN ANALYZE` shows, and the same counted over all statements.
 #[derive(Clone, Debug)]
 pub(super) struct CallMetrics {
     /// Values asked of the engine.
-    pub calls: Count,
-    /// Rows that shared the answer of an equal call.
-    pub cache_hits: Count,
-    pub prompt_tokens: Count,
-    pub completion_tokens: Count,
+    calls: Count,
+    /// Rows that shared the answer of an equal call of the same statement, or of one under way.
+    deduplicated: Count,
+    /// Rows whose answers other statements have had.
+    cache_hits: Count,
+    failed: Count,
+    prompt_tokens: Count,
+    completion_tokens: Count,
     /// Times a full queue made a request wait.
     pub busy_retries: Count,
+    totals: Arc<AnswerCache>,
 }
 
 impl CallMetrics {
-    fn new(metrics: &ExecutionPlanMetricsSet, partition: usize) -> Self {
+    fn new(metrics: &ExecutionPlanMetricsSet, partition: usize, totals: &Arc<AnswerCache>) -> Self {
         let count = |name| MetricBuilder::new(metrics).counter(name, partition);
         Self {
             calls: count("calls"),
+            deduplicated: count("deduplicated"),
             cache_hits: count("cache_hits"),
+            failed: count("failed"),
             prompt_tokens: count("prompt_tokens"),
             completion_tokens: count("completion_tokens"),
             busy_retries: count("busy_retries"),
+            totals: Arc::clone(totals),
         }
     }
+
+    fn calls(&self, n: usize) {
+        add(&self.calls, &self.totals.totals.calls, n);
+    }
+
+    fn deduplicated(&self, n: usize) {
+        add(&self.deduplicated, &self.totals.totals.deduplicated, n);
+    }
+
+    fn cache_hits(&self, n: usize) {
+        add(&self.cache_hits, &self.totals.totals.cache_hits, n);
+    }
+
+    fn failed(&self, n: usize) {
+        add(&self.failed, &self.totals.totals.failed, n);
+    }
+
+    fn tokens(&self, prompt: usize, completion: usize) {
+        add(&self.prompt_tokens, &self.totals.totals.prompt_tokens, prompt);
+        add(&self.completion_tokens, &self.totals.totals.completion_tokens, completion);
+    }
+}
+
+fn add(count: &Count, total: &AtomicU64, n: usize) {
+    count.add(n);
+    total.fetch_add(n as u64, Ordering::Relaxed);
 }

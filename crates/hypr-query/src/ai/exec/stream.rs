@@ -1,5 +1,8 @@
 //! The stream of [`super::GenerateExec`]: batches are cut into units of work that wait for one new request (or
 //! one request of texts to embed) each; a bounded window of units runs, in order.
+//!
+//! The window is wider than the number of requests that may run, so that one long answer does not keep those behind it
+//! from being made. Where only so many rows are wanted it is not: what is made ahead might not be read.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -16,12 +19,15 @@ use futures::future::BoxFuture;
 use futures::{FutureExt, Stream, StreamExt, stream};
 use hypr_common::Error;
 use hypr_inference::api::Inference;
+use tokio::sync::Semaphore;
 
-use super::answers::{self, Answer, Cache, Caller, Pending};
-use super::request::{self, Ask, Request};
+use super::answers::{self, Cache, Caller, RowAnswer};
+use super::request::{Ask, Asker};
 use super::{CallMetrics, PhysicalCall};
 use crate::ai::AiOptions;
+use crate::ai::answer::{AnswerCache, Pending};
 use crate::ai::function::AiFunction;
+use crate::ai::options::OnError;
 use crate::error;
 
 /// What a running operator works with.
@@ -31,8 +37,14 @@ pub(super) struct Work {
     pub schema: SchemaRef,
     pub inference: Arc<dyn Inference>,
     pub options: Arc<AiOptions>,
+    pub cache: Option<Arc<AnswerCache>>,
     pub metrics: CallMetrics,
+    /// The most rows to emit.
+    pub fetch: Option<usize>,
 }
+
+/// Units in the window for each request that may run.
+const AHEAD: usize = 4;
 
 type Unit = BoxFuture<'static, Result<RecordBatch>>;
 
@@ -40,17 +52,17 @@ type Unit = BoxFuture<'static, Result<RecordBatch>>;
 pub(super) fn run(
     work: Work,
     input: SendableRecordBatchStream,
-    fetch: Option<usize>,
     baseline: BaselineMetrics,
 ) -> impl Stream<Item = Result<RecordBatch>> + Send {
     let schema = Arc::clone(&work.schema);
-    let window = work.window();
+    let (window, fetch) = (work.window(), work.fetch);
+    let most_units = work.options.max_in_flight.max(1);
     let mut cutter = Cutter::new(work);
     let units = input.flat_map(move |batch| {
         let units = batch.and_then(|batch| cutter.cut(batch));
         stream::iter(units.unwrap_or_else(|error| vec![futures::future::ready(Err(error)).boxed()]))
     });
-    let finished = units.buffered(window).ready_chunks(window);
+    let finished = units.buffered(window).ready_chunks(most_units);
     let batches = finished.map(move |done| {
         let done = done.into_iter().collect::<Result<Vec<_>>>()?;
         Ok(concat_batches(&schema, &done)?)
@@ -92,7 +104,8 @@ impl Work {
 
     /// Units that run at a time. A unit of texts to embed is a whole request already.
     fn window(&self) -> usize {
-        if self.embeds() { 2 } else { self.options.max_in_flight.max(1) }
+        let ahead = if self.fetch.is_some() { 1 } else { AHEAD };
+        if self.embeds() { 2 } else { self.options.max_in_flight.max(1) * ahead }
     }
 
     /// New requests in a unit.
@@ -111,7 +124,7 @@ struct Cutter {
 }
 
 /// What one row waits for, one entry a call.
-type RowAnswers = Vec<Option<(Pending, bool)>>;
+type RowAnswers = Vec<Option<(Pending, OnError)>>;
 
 impl Cutter {
     fn new(work: Work) -> Self {
@@ -119,8 +132,10 @@ impl Cutter {
             inference: Arc::clone(&work.inference),
             options: Arc::clone(&work.options),
             metrics: work.metrics.clone(),
+            cache: work.cache.clone(),
+            permits: Arc::new(Semaphore::new(work.options.max_in_flight.max(1))),
         };
-        let caches = work.calls.iter().map(|_| Cache::new(work.options.cached_answers)).collect();
+        let caches = work.calls.iter().map(|_| Cache::new(work.options.remembered_answers)).collect();
         let nonce = (work.options.entropy)();
         Self { work, caller, caches, nonce, rows_seen: 0 }
     }
@@ -128,12 +143,10 @@ impl Cutter {
     fn cut(&mut self, batch: RecordBatch) -> Result<Vec<Unit>> {
         let first_row = self.rows_seen;
         self.rows_seen += batch.num_rows() as u64;
-        let asks = self
-            .work
-            .calls
-            .iter()
-            .map(|call| request::requests(call, &batch, &self.work.options, self.nonce, first_row))
-            .collect::<Result<Vec<_>>>()?;
+        let versions = self.work.cache.as_ref().map(|_| self.work.inference.as_ref());
+        let asker = Asker { options: &self.work.options, versions, nonce: self.nonce };
+        let asks = self.work.calls.iter().map(|call| asker.requests(call, &batch, first_row));
+        let asks = asks.collect::<Result<Vec<_>>>()?;
         let bounds = self.bounds(&asks, batch.num_rows());
         let mut units = Vec::with_capacity(bounds.len());
         let mut start = 0;
@@ -155,7 +168,7 @@ impl Cutter {
             let mut fresh = 0;
             for (call, asks) in asks.iter().enumerate() {
                 fresh += usize::from(asks[row].as_ref().is_some_and(|ask| match &ask.key {
-                    Some(key) => self.caches[call].get(ask).is_none() && seen.insert((call, key)),
+                    Some(key) => self.caches[call].get(ask).is_none() && seen.insert((call, key)) && !self.is_kept(key),
                     None => true,
                 }));
             }
@@ -169,6 +182,11 @@ impl Cutter {
             bounds.push(rows);
         }
         bounds
+    }
+
+    /// Whether another statement has had the answer.
+    fn is_kept(&self, key: &str) -> bool {
+        self.work.cache.as_ref().is_some_and(|cache| cache.has(key))
     }
 
     /// The answers that rows `start..end` wait for, and those of them that no row before waits for. Requests are
@@ -186,15 +204,14 @@ impl Cutter {
                 };
                 match (&ask.key, self.caches[call].get(ask)) {
                     (_, Some(known)) => {
-                        self.work.metrics.cache_hits.add(1);
-                        rows[row][call] = Some((known, ask.null_on_error));
+                        self.work.metrics.deduplicated(1);
+                        rows[row][call] = Some((known, ask.on_error));
                     }
                     (Some(key), None) if !keys.insert(key) => same.push((row, ask)),
                     _ => fresh.push((row, ask)),
                 }
             }
-            let requests: Vec<Request> = fresh.iter().map(|(_, ask)| ask.request.clone()).collect();
-            let pending = self.caller.start(requests);
+            let pending = self.caller.start(&fresh.iter().map(|(_, ask)| *ask).collect::<Vec<_>>());
             let mut local = HashMap::new();
             for ((row, ask), answer) in fresh.into_iter().zip(pending) {
                 self.caches[call].put(ask, &answer);
@@ -202,12 +219,12 @@ impl Cutter {
                 if let Some(key) = &ask.key {
                     local.insert(Arc::clone(key), answer.clone());
                 }
-                rows[row][call] = Some((answer, ask.null_on_error));
+                rows[row][call] = Some((answer, ask.on_error));
             }
             for (row, ask) in same {
-                self.work.metrics.cache_hits.add(1);
+                self.work.metrics.deduplicated(1);
                 let known = ask.key.as_ref().and_then(|key| local.get(key)).cloned();
-                rows[row][call] = known.map(|known| (known, ask.null_on_error));
+                rows[row][call] = known.map(|known| (known, ask.on_error));
             }
         }
         (rows, started)
@@ -220,15 +237,18 @@ impl Cutter {
         let unit = async move {
             // All at once: a row's calls do not wait for one another.
             futures::future::join_all(started).await;
-            let mut answers: Vec<Vec<Option<Answer>>> = vec![Vec::with_capacity(waits.len()); calls.len()];
+            let mut answers: Vec<Vec<RowAnswer>> = vec![Vec::with_capacity(waits.len()); calls.len()];
             for (row, waits) in waits.into_iter().enumerate() {
                 for (call, wait) in waits.into_iter().enumerate() {
                     let answer = match wait {
                         None => None,
-                        Some((pending, null_on_error)) => match pending.await {
-                            Ok(answer) => Some(answer),
-                            Err(_) if null_on_error => None,
-                            Err(error) => return Err(failure(&calls[call], first_row + row as u64, error)),
+                        Some((pending, on_error)) => match (pending.await, on_error) {
+                            (Err(_), OnError::Null) => None,
+                            (outcome, OnError::Struct) => Some(outcome),
+                            (Ok(answer), _) => Some(Ok(answer)),
+                            (Err(error), OnError::Fail) => {
+                                return Err(failure(&calls[call], first_row + row as u64, error));
+                            }
                         },
                     };
                     answers[call].push(answer);

@@ -246,7 +246,7 @@ pub(super) fn place(mut calls: Vec<GuardedCall>, input: LogicalPlan, names: &mut
         if ready.is_empty() {
             return not_impl_err!("AI calls that wait for one another");
         }
-        for function in [AiFunction::Generate, AiFunction::Embed] {
+        for function in AiFunction::ALL {
             let mut same: Vec<_> = ready.iter().filter(|call| call.function == function).cloned().collect();
             if !same.is_empty() {
                 plan = compute_subqueries(&mut same, plan, names)?;

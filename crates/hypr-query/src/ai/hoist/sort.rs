@@ -1,5 +1,7 @@
 //! Sorts that read no answer go below the calls: `ORDER BY score LIMIT 3` then makes three calls, and rows of
 //! longer results come out in order while later ones are still being generated.
+//!
+//! The sort stays on top, too: it has nothing left to do, and says that what stands between must keep the order.
 
 use std::sync::Arc;
 
@@ -17,7 +19,7 @@ pub(super) fn sink(sort: Sort) -> Result<Transformed<LogicalPlan>> {
         return Ok(Transformed::no(LogicalPlan::Sort(sort)));
     }
     match sink_into(&sort.input, &sort.expr)? {
-        Some(plan) => Ok(Transformed::yes(plan)),
+        Some(plan) => Ok(Transformed::yes(LogicalPlan::Sort(Sort { input: Arc::new(plan), ..sort }))),
         None => Ok(Transformed::no(LogicalPlan::Sort(sort))),
     }
 }
@@ -43,6 +45,9 @@ fn sink_into(plan: &LogicalPlan, keys: &[SortExpr]) -> Result<Option<LogicalPlan
                 return Ok(None);
             };
             if keys.iter().any(|key| key.expr.column_refs().iter().any(|column| node.makes(&column.name))) {
+                return Ok(None);
+            }
+            if matches!(node.input.as_ref(), LogicalPlan::Sort(below) if below.expr == keys) {
                 return Ok(None);
             }
             let deeper = sink_into(&node.input, keys)?;
