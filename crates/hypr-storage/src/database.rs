@@ -5,7 +5,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hypr_common::clock::Clock;
 use hypr_common::{Error, ErrorKind, Result};
@@ -116,10 +116,12 @@ impl Database {
     /// [`Table::damage`]; the others are served.
     ///
     /// # Errors
-    /// `Unavailable` names the process that holds the directory, `Corrupted` the damaged catalog.
+    /// `Unavailable` names the process that holds the directory and does not let go of it within two seconds,
+    /// `Corrupted` the damaged catalog.
     pub async fn open(dir: &Path, options: StorageOptions) -> Result<Self> {
         let disk = options.disk.as_ref();
-        let lock = prepare_dir(disk, dir)?;
+        prepare_dir(disk, dir)?;
+        let lock = wait_for_lock(dir).await?;
         let lance = LanceStore::new(Arc::clone(&options.disk), &dir.join("tables"), options.lance_wrapper.clone())?;
         let checkpoint = Checkpoint::read(disk, dir)?;
         let log_dir = dir.join("wal");
@@ -404,8 +406,12 @@ pub(crate) fn table_dir(dir: &Path, table: &StoredTable) -> PathBuf {
     dir.join("tables").join(table.uuid.to_string())
 }
 
-/// Creates the directories and takes the lock.
-fn prepare_dir(disk: &dyn Disk, dir: &Path) -> Result<File> {
+/// How long a directory that is being let go of is waited for: the last scan of a handle just dropped, or a
+/// server about to end.
+const HANDOVER: Duration = Duration::from_secs(2);
+
+/// Creates the directories.
+fn prepare_dir(disk: &dyn Disk, dir: &Path) -> Result<()> {
     let existed = dir.exists();
     std::fs::create_dir_all(dir).map_err(|e| Error::io(dir.display(), e))?;
     if !existed && let Some(parent) = std::path::absolute(dir).ok().as_deref().and_then(Path::parent) {
@@ -418,7 +424,20 @@ fn prepare_dir(disk: &dyn Disk, dir: &Path) -> Result<File> {
     for named in [dir.to_owned(), dir.join("wal"), dir.join("tables")] {
         disk.sync_dir(&named).map_err(|e| Error::io(named.display(), e))?;
     }
-    take_lock(dir)
+    Ok(())
+}
+
+/// Takes the lock of a directory whose holder may be about to end.
+async fn wait_for_lock(dir: &Path) -> Result<File> {
+    let started = Instant::now();
+    loop {
+        match take_lock(dir) {
+            Err(error) if error.kind() == ErrorKind::Unavailable && started.elapsed() < HANDOVER => {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            taken => return taken,
+        }
+    }
 }
 
 /// Takes the lock of a directory that exists.
