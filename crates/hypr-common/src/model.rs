@@ -100,6 +100,12 @@ pub trait ModelSource: Send + Sync + fmt::Debug {
     /// `NotFound` for an unknown id, naming those that exist; `Corrupted` for a damaged file.
     fn open(&self, model_id: &str) -> Result<Arc<ModelTables>>;
 
+    /// Forgets what is kept of an opened model, so that its memory is free once nobody has it any more; the next
+    /// [`ModelSource::open`] maps it again.
+    fn release(&self, model_id: &str) {
+        let _ = model_id;
+    }
+
     /// When a version was imported, in microseconds since the Unix epoch; `None` where that is not known.
     ///
     /// # Errors

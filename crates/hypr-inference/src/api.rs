@@ -102,6 +102,44 @@ pub trait Inference: Send + Sync + fmt::Debug {
         Box::pin(futures::future::ready(Err(Error::unsupported("prefixes are not kept here"))))
     }
 
+    /// Opens a model where it is not open, and with `pin` keeps it open whatever else needs its memory. Returns whether
+    /// that changed anything.
+    ///
+    /// # Errors
+    /// `NotFound` for an unknown model, `Corrupted` for a damaged one, `Busy` where the memory for it is in use, and
+    /// `ResourceExhausted` where it never becomes free.
+    fn load_model(&self, model_id: &str, pin: bool) -> BoxFuture<'static, Result<bool>> {
+        let _ = (model_id, pin);
+        not_here()
+    }
+
+    /// Lets a model be unloaded again when its memory is needed. Returns whether it was pinned.
+    ///
+    /// # Errors
+    /// `NotFound` for an unknown model.
+    fn unpin_model(&self, model_id: &str) -> BoxFuture<'static, Result<bool>> {
+        let _ = model_id;
+        not_here()
+    }
+
+    /// Takes a model away from new requests, which load it again, waits for those that it answers, and frees its memory,
+    /// also where it is pinned. Returns whether it was loaded. Dropping the future leaves it to end by itself.
+    ///
+    /// # Errors
+    /// `NotFound` for an unknown model.
+    fn unload_model(&self, model_id: &str) -> BoxFuture<'static, Result<bool>> {
+        let _ = model_id;
+        not_here()
+    }
+
+    /// The models that are open, by id, the oldest copy of one last.
+    ///
+    /// # Errors
+    /// `Unavailable` when the engine is shutting down.
+    fn loaded_models(&self) -> BoxFuture<'static, Result<Vec<LoadedModel>>> {
+        Box::pin(futures::future::ready(Ok(Vec::new())))
+    }
+
     /// What fits one request to the model that generates.
     ///
     /// # Errors
@@ -110,6 +148,34 @@ pub trait Inference: Send + Sync + fmt::Debug {
         let model = self.resolve(Task::Generate, name)?.model_id;
         Err(Error::unsupported(format!("what fits the context of {model} is not known here")))
     }
+}
+
+/// The answer of what opens models by itself.
+fn not_here() -> BoxFuture<'static, Result<bool>> {
+    Box::pin(futures::future::ready(Err(Error::unsupported("models are not loaded and unloaded here"))))
+}
+
+/// A copy of a model in memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LoadedModel {
+    /// The model's id.
+    pub model_id: String,
+    /// The version of its weights.
+    pub version: u64,
+    /// Whether new requests find it; one that does not ends with the requests that it answers.
+    pub drains: bool,
+    /// Whether it stays whatever else needs its memory.
+    pub pinned: bool,
+    /// Bytes of its weights.
+    pub bytes: usize,
+    /// Bytes of them that may be in memory, where that is less than all: its layers come and go as they are computed.
+    pub limit_bytes: Option<usize>,
+    /// Bytes of them that are in this process's memory; `None` where the system does not tell.
+    pub resident_bytes: Option<u64>,
+    /// Requests that it answers.
+    pub requests: usize,
+    /// When a request last asked for it, in microseconds since 1970.
+    pub last_used_us: i64,
 }
 
 /// What a model can be asked to do.

@@ -79,6 +79,16 @@ impl Encoder {
         }
     }
 
+    /// How many hold it, this one included.
+    pub(crate) fn references(&self) -> usize {
+        match self {
+            Self::Text(model) => Arc::strong_count(model),
+            Self::Picture(tower) => Arc::strong_count(tower),
+            Self::Joint(model, tower) => Arc::strong_count(model).max(Arc::strong_count(tower)),
+            Self::Onnx(encoder) => Arc::strong_count(encoder),
+        }
+    }
+
     /// Makes an input ready.
     ///
     /// # Errors

@@ -25,6 +25,7 @@ pub mod kv_table;
 pub mod logprobs;
 pub mod model;
 pub mod onnx;
+pub mod paging;
 pub mod prompt;
 pub mod sampler;
 pub mod tokenizer;
@@ -35,7 +36,7 @@ pub mod weights;
 pub mod window;
 
 pub use api::{
-    ChatMessage, Constraint, EmbedInput, EmbedRequest, FinishReason, GenerateRequest, Generation, Inference, Logprob,
-    Prompt, Sampling, Speculative, Task, Token, TokenLogprobs, Tool, ToolCall, ToolChoice,
+    ChatMessage, Constraint, EmbedInput, EmbedRequest, FinishReason, GenerateRequest, Generation, Inference,
+    LoadedModel, Logprob, Prompt, Sampling, Speculative, Task, Token, TokenLogprobs, Tool, ToolCall, ToolChoice,
 };
 pub use engine::{EngineHandle, EngineMetrics, EngineOptions, EngineService, engine};

@@ -10,6 +10,7 @@ use crate::api::{ChatMessage, Task, Tool};
 use crate::chat::{self, ChatTemplate};
 use crate::config::{ModelConfig, Pooling};
 use crate::grammar::Grammars;
+use crate::paging::Paging;
 use crate::tokenizer::TextTokenizer;
 use crate::tools::ToolFormat;
 use crate::transformer::{Chunk, Transformer, Workspace};
@@ -34,9 +35,20 @@ impl Model {
     /// # Errors
     /// `Corrupted` where weights, tokenizer or template are missing or damaged.
     pub fn open(tables: Arc<ModelTables>, max_positions: usize) -> Result<Self> {
+        Self::open_within(tables, max_positions, None)
+    }
+
+    /// As [`Model::open`]; with a `limit` no more bytes of its mapped weights are in memory at a time.
+    ///
+    /// # Errors
+    /// As [`Model::open`], and as [`Paging::new`].
+    pub fn open_within(tables: Arc<ModelTables>, max_positions: usize, limit: Option<usize>) -> Result<Self> {
         let weights = Weights::new(&tables)?;
-        let transformer =
+        let mut transformer =
             Transformer::of_weights(&weights, ModelConfig::from_metadata(&tables.metadata)?, max_positions)?;
+        if let Some(limit) = limit {
+            transformer.page(Paging::new(&tables, limit)?);
+        }
         let config = transformer.config();
         let after = config.num_hidden_layers as i32;
         let projection = match config.embedding_size {

@@ -13,6 +13,7 @@ use crate::block_pool::BlockPool;
 use crate::config::ModelConfig;
 use crate::families::{Architecture, FeedForward, Norm, NormPosition, Position};
 use crate::kv_cache::{KvCache, KvPrecision};
+use crate::paging::Paging;
 use crate::weights::{Vector, Weights};
 
 /// A matrix with its bias where the model has one: `y = x W^T + b`.
@@ -106,6 +107,8 @@ pub struct Transformer {
     lm_head: Option<WeightArray>,
     rope: Option<RopeTable>,
     max_positions: usize,
+    /// Of a model that is larger than the memory it may take.
+    paging: Option<Paging>,
 }
 
 /// New tokens of one sequence.
@@ -219,9 +222,27 @@ impl Transformer {
             lm_head,
             rope: rope_table(weights, &architecture, &config, max_positions)?,
             max_positions,
+            paging: None,
             architecture,
             config,
         })
+    }
+
+    /// From now on layers are in memory only as `paging` says.
+    pub(crate) fn page(&mut self, paging: Paging) {
+        self.paging = Some(paging);
+    }
+
+    fn enter(&self, layer: i32) {
+        if let Some(paging) = &self.paging {
+            paging.enter(layer);
+        }
+    }
+
+    fn leave(&self, layer: i32) {
+        if let Some(paging) = &self.paging {
+            paging.leave(layer);
+        }
     }
 
     /// The configuration it was opened with.
@@ -271,7 +292,9 @@ impl Transformer {
         work.rows.clear();
         work.rows.extend_from_slice(rows);
         self.check(batch)?;
+        self.enter(EMBEDDING_LAYER);
         self.embed(kernels, batch, work);
+        self.leave(EMBEDDING_LAYER);
         self.blocks(kernels, batch, work);
         Ok(())
     }
@@ -299,8 +322,10 @@ impl Transformer {
     /// The blocks, the last norm, and the logits.
     fn blocks(&self, kernels: &Kernels, batch: &mut [Chunk<'_>], work: &mut Workspace) {
         for (layer, block) in self.blocks.iter().enumerate() {
+            self.enter(layer as i32);
             self.attention(kernels, block, layer, batch, work);
             self.feed_forward(kernels, block, work);
+            self.leave(layer as i32);
         }
         for chunk in batch.iter_mut() {
             if let Some(cache) = &mut chunk.cache {
@@ -312,6 +337,7 @@ impl Transformer {
             std::mem::swap(&mut work.x, &mut work.normed);
         }
         self.logits(kernels, batch, work);
+        self.leave(self.blocks.len() as i32);
     }
 
     fn check(&self, batch: &mut [Chunk<'_>]) -> Result<()> {

@@ -23,6 +23,7 @@ mod extensions;
 mod functions;
 mod index_ddl;
 mod ingest;
+mod lifecycle;
 mod limits;
 mod models;
 mod partitions;

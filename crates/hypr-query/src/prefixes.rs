@@ -33,9 +33,55 @@ enum Verb {
 #[derive(Clone, Debug)]
 pub(crate) struct PrefixStatement {
     verb: Verb,
-    args: Vec<Expr>,
+    arguments: Arguments,
+}
+
+/// What a procedure is called with.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Arguments {
+    pub(crate) args: Vec<Expr>,
     /// By name, lower case.
-    options: Vec<(String, Expr)>,
+    pub(crate) options: Vec<(String, Expr)>,
+}
+
+impl Arguments {
+    /// The name, in lower case, of the procedure that a statement calls, and the arguments; none where they are no
+    /// expressions.
+    pub(crate) fn of_call(statement: &Sql) -> Option<(String, Option<Self>)> {
+        let Sql::Call(Function { name, args, .. }) = statement else { return None };
+        let [ObjectNamePart::Identifier(ident)] = name.0.as_slice() else { return None };
+        Some((ident.value.to_ascii_lowercase(), Self::of(args)))
+    }
+
+    fn of(args: &FunctionArguments) -> Option<Self> {
+        let FunctionArguments::List(list) = args else { return None };
+        let mut arguments = Self::default();
+        for arg in &list.args {
+            match arg {
+                FunctionArg::Unnamed(FunctionArgExpr::Expr(expr)) => arguments.args.push(expr.clone()),
+                FunctionArg::Named { name, arg: FunctionArgExpr::Expr(expr), .. } => {
+                    arguments.options.push((name.value.to_ascii_lowercase(), expr.clone()));
+                }
+                FunctionArg::ExprNamed { name: Expr::Identifier(name), arg: FunctionArgExpr::Expr(expr), .. } => {
+                    arguments.options.push((name.value.to_ascii_lowercase(), expr.clone()));
+                }
+                _ => return None,
+            }
+        }
+        Some(arguments)
+    }
+
+    /// The values of the arguments and then of the options, a row of them.
+    pub(crate) async fn values(&self, session: &Session) -> Result<RecordBatch> {
+        let exprs = self.args.iter().chain(self.options.iter().map(|(_, expr)| expr));
+        let columns: Vec<String> = exprs.enumerate().map(|(at, expr)| format!("{expr} AS \"{at}\"")).collect();
+        let Outcome::Rows(rows) = session.execute(&format!("SELECT {}", columns.join(", "))).await? else {
+            return Err(Error::internal("a query without rows"));
+        };
+        let batches: Vec<RecordBatch> = rows.try_collect().await.map_err(error::from_datafusion)?;
+        let row = batches.into_iter().find(|batch| batch.num_rows() > 0);
+        row.ok_or_else(|| Error::internal("a query of constants without a row"))
+    }
 }
 
 impl PrefixStatement {
@@ -44,33 +90,21 @@ impl PrefixStatement {
     /// # Errors
     /// `InvalidInput` for arguments that are no expressions.
     pub(crate) fn of(statement: &Sql) -> Result<Option<Self>> {
-        let Sql::Call(Function { name, args, .. }) = statement else { return Ok(None) };
-        let [ObjectNamePart::Identifier(ident)] = name.0.as_slice() else { return Ok(None) };
-        let verb = match ident.value.to_ascii_lowercase().as_str() {
+        let Some((name, arguments)) = Arguments::of_call(statement) else { return Ok(None) };
+        let verb = match name.as_str() {
             "save_prefix" => Verb::Save,
             "restore_prefix" => Verb::Restore,
             "drop_prefix" => Verb::Drop,
             _ => return Ok(None),
         };
-        let FunctionArguments::List(list) = args else { return Err(usage(verb)) };
-        let mut statement = Self { verb, args: Vec::new(), options: Vec::new() };
-        for arg in &list.args {
-            match arg {
-                FunctionArg::Unnamed(FunctionArgExpr::Expr(expr)) => statement.args.push(expr.clone()),
-                FunctionArg::Named { name, arg: FunctionArgExpr::Expr(expr), .. } => {
-                    statement.options.push((name.value.to_ascii_lowercase(), expr.clone()));
-                }
-                FunctionArg::ExprNamed { name: Expr::Identifier(name), arg: FunctionArgExpr::Expr(expr), .. } => {
-                    statement.options.push((name.value.to_ascii_lowercase(), expr.clone()));
-                }
-                _ => return Err(usage(verb)),
-            }
-        }
-        let fits = match verb {
-            Verb::Save => statement.args.len() >= 2,
-            Verb::Restore | Verb::Drop => statement.args.len() == 1 && statement.options.is_empty(),
+        let fits = |arguments: &Arguments| match verb {
+            Verb::Save => arguments.args.len() >= 2,
+            Verb::Restore | Verb::Drop => arguments.args.len() == 1 && arguments.options.is_empty(),
         };
-        if fits { Ok(Some(statement)) } else { Err(usage(verb)) }
+        match arguments.filter(fits) {
+            Some(arguments) => Ok(Some(Self { verb, arguments })),
+            None => Err(usage(verb)),
+        }
     }
 
     /// Runs it; as many rows are affected as there are tokens.
@@ -85,7 +119,7 @@ impl PrefixStatement {
     async fn run_in(&self, session: &Session) -> Result<Outcome> {
         let engine = session.engine();
         let (store, inference) = (engine.prefixes(), engine.inference());
-        let values = self.values(session).await?;
+        let values = self.arguments.values(session).await?;
         let name = text_of(&values, 0)?.ok_or_else(|| Error::invalid("the name of a prefix is NULL"))?;
         match self.verb {
             Verb::Save => {
@@ -111,27 +145,16 @@ impl PrefixStatement {
         }
     }
 
-    /// The values of the arguments and then of the options, a row of them.
-    async fn values(&self, session: &Session) -> Result<RecordBatch> {
-        let exprs = self.args.iter().chain(self.options.iter().map(|(_, expr)| expr));
-        let columns: Vec<String> = exprs.enumerate().map(|(at, expr)| format!("{expr} AS \"{at}\"")).collect();
-        let Outcome::Rows(rows) = session.execute(&format!("SELECT {}", columns.join(", "))).await? else {
-            return Err(Error::internal("a query without rows"));
-        };
-        let batches: Vec<RecordBatch> = rows.try_collect().await.map_err(error::from_datafusion)?;
-        let row = batches.into_iter().find(|batch| batch.num_rows() > 0);
-        row.ok_or_else(|| Error::internal("a query of constants without a row"))
-    }
-
     fn request(&self, values: &RecordBatch) -> Result<hypr_inference::GenerateRequest> {
-        let texts = (1..self.args.len()).map(|at| text_of(values, at)).collect::<Result<Vec<_>>>()?;
+        let Arguments { args, options: named } = &self.arguments;
+        let texts = (1..args.len()).map(|at| text_of(values, at)).collect::<Result<Vec<_>>>()?;
         let mut texts = texts.into_iter();
         let Some(prompt) = texts.next().flatten() else {
             return Err(Error::invalid("the prompt of save_prefix is NULL"));
         };
-        let mut options = Vec::with_capacity(self.options.len());
-        for (at, (name, _)) in self.options.iter().enumerate() {
-            let column = values.column(self.args.len() + at);
+        let mut options = Vec::with_capacity(named.len());
+        for (at, (name, _)) in named.iter().enumerate() {
+            let column = values.column(args.len() + at);
             let value = ScalarValue::try_from_array(column, 0).map_err(error::from_datafusion)?;
             options.push((name.as_str(), value));
         }
@@ -139,7 +162,8 @@ impl PrefixStatement {
     }
 }
 
-fn text_of(values: &RecordBatch, at: usize) -> Result<Option<String>> {
+/// The text of a value of [`Arguments::values`]; none for NULL.
+pub(crate) fn text_of(values: &RecordBatch, at: usize) -> Result<Option<String>> {
     let column = values.column(at);
     if column.is_null(0) || column.data_type().is_null() {
         return Ok(None);

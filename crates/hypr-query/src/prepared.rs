@@ -18,6 +18,7 @@ use crate::dialect::procedure::Procedure;
 use crate::dialect::vector_index::CreateVectorIndex;
 use crate::dml::Change;
 use crate::index_ddl::CreateTextIndex;
+use crate::lifecycle::ModelStatement;
 use crate::planned::PlanCache;
 use crate::prefixes::PrefixStatement;
 use crate::series::statement::SeriesStatement;
@@ -80,6 +81,7 @@ pub(crate) enum Action {
     Control(Control),
     Set(SetSearch),
     Prefix(Box<PrefixStatement>),
+    Model(Box<ModelStatement>),
     Version(Box<VersionStatement>),
     Copy(Box<CopyStatement>),
 }
@@ -97,6 +99,9 @@ impl Action {
         }
         if let Some(prefix) = PrefixStatement::of(sql)? {
             return Ok(Self::Prefix(Box::new(prefix)));
+        }
+        if let Some(model) = ModelStatement::of(sql)? {
+            return Ok(Self::Model(Box::new(model)));
         }
         if let Some(change) = Change::of(sql)? {
             return Ok(Self::Change(Box::new(change)));
@@ -174,6 +179,7 @@ impl Action {
             | Action::Series(_)
             | Action::Control(_)
             | Action::Prefix(_)
+            | Action::Model(_)
             | Action::Set(_) => StatementKind::Ddl,
         }
     }

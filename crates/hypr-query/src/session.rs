@@ -106,6 +106,7 @@ impl Session {
             | Action::Copy(_)
             | Action::Control(_)
             | Action::Prefix(_)
+            | Action::Model(_)
             | Action::Set(_) => {}
             Action::CreateIndex(_) | Action::CreateTextIndex(_) | Action::DropIndex { .. } => {}
         }
@@ -211,6 +212,7 @@ impl Session {
             Action::Control(control) => self.control(control).await,
             Action::Set(set) => set.run(self),
             Action::Prefix(statement) => statement.run(self).await,
+            Action::Model(statement) => statement.run(self).await,
             Action::Version(statement) => Box::pin(versions::run(self, statement)).await,
             Action::Copy(statement) => Box::pin(copy::run(self, statement)).await,
         }

@@ -34,6 +34,7 @@ pub const KEYS: &[&str] = &[
     "storage.flush_interval_ms",
     "storage.transaction_mb",
     "storage.version_retention_s",
+    "storage.column_cache_mb",
     "model.base_model",
     "model.embedding_model",
     "engine.threads",
@@ -41,6 +42,7 @@ pub const KEYS: &[&str] = &[
     "engine.queue_depth",
     "engine.max_batched_tokens",
     "engine.kv_cache_mb",
+    "engine.model_memory_mb",
     "engine.max_context_tokens",
     "engine.cpu_level",
     "query.memory_limit_mb",
@@ -126,6 +128,8 @@ pub struct StorageSection {
     pub transaction_mb: Option<usize>,
     /// Seconds that superseded versions of tables stay.
     pub version_retention_s: Option<u64>,
+    /// MiB of decoded columns that stay in memory for later reads; 0 keeps none.
+    pub column_cache_mb: Option<usize>,
 }
 
 impl Default for StorageSection {
@@ -137,6 +141,7 @@ impl Default for StorageSection {
             flush_interval_ms: None,
             transaction_mb: None,
             version_retention_s: None,
+            column_cache_mb: None,
         }
     }
 }
@@ -165,6 +170,8 @@ pub struct EngineSection {
     pub max_batched_tokens: Option<usize>,
     /// MiB that keys and values of all sequences and of shared prefixes may take.
     pub kv_cache_mb: Option<usize>,
+    /// MiB that the weights of all loaded models may take together; by default the system decides.
+    pub model_memory_mb: Option<usize>,
     /// Longest context, in tokens, whatever a model allows.
     pub max_context_tokens: Option<usize>,
     /// The instruction set that kernels use: `portable`, `avx2` or `avx512`; by default the best of this processor.
@@ -264,6 +271,7 @@ impl Config {
             ("engine.queue_depth", self.engine.queue_depth),
             ("engine.max_batched_tokens", self.engine.max_batched_tokens),
             ("engine.kv_cache_mb", self.engine.kv_cache_mb),
+            ("engine.model_memory_mb", self.engine.model_memory_mb),
             ("engine.max_context_tokens", self.engine.max_context_tokens),
             ("query.memory_limit_mb", self.query.memory_limit_mb),
             ("query.process_memory_limit_mb", self.query.process_memory_limit_mb),

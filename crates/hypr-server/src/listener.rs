@@ -11,6 +11,7 @@ use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::http;
@@ -40,8 +41,14 @@ pub(crate) struct Limits {
     pub(crate) drain_timeout: Duration,
 }
 
-/// Serves `app` on `listener` until `shutdown` completes, then drains. When it returns, no request runs.
-pub(crate) async fn serve(listener: TcpListener, app: Router, limits: Limits, shutdown: impl Future<Output = ()>) {
+/// Serves `app` on `listener` until `shutdown` completes, then drains. When it returns, no request runs. Returns when the
+/// drain began.
+pub(crate) async fn serve(
+    listener: TcpListener,
+    app: Router,
+    limits: Limits,
+    shutdown: impl Future<Output = ()>,
+) -> Instant {
     let builder = Arc::new(builder());
     let draining = CancellationToken::new();
     let served = Arc::new(Semaphore::new(limits.max_connections));
@@ -84,8 +91,10 @@ pub(crate) async fn serve(listener: TcpListener, app: Router, limits: Limits, sh
         }
     }
     drop(listener);
+    let began = Instant::now();
     draining.cancel();
     drain(connections, limits.drain_timeout).await;
+    began
 }
 
 async fn drain(mut connections: JoinSet<()>, timeout: Duration) {

@@ -14,6 +14,7 @@ use hypr_inference::{EngineHandle, EngineOptions, EngineService};
 use hypr_query::{QueryEngine, QueryOptions};
 use hypr_storage::{Database, StorageOptions};
 use tokio::net::TcpListener;
+use tokio::time::Instant;
 use tonic::service::Routes;
 use tonic_health::server::HealthReporter;
 
@@ -25,7 +26,7 @@ use crate::server_file;
 
 /// The name under which gRPC health reports on Flight SQL.
 const FLIGHT_SERVICE: &str = "arrow.flight.protocol.FlightService";
-/// How long a shutdown waits for the engine's thread, which ends after its current forward pass.
+/// How long a shutdown waits for the engine's thread beyond that, which ends after its current forward pass.
 const ENGINE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Serves `config.storage.data_dir` until `shutdown` completes.
@@ -62,10 +63,10 @@ pub async fn serve(
         ready.store(false, Ordering::SeqCst);
         health.set_service_status(FLIGHT_SERVICE, tonic_health::ServingStatus::NotServing).await;
     };
-    listener::serve(listener, app, limits, draining).await;
+    let drain_began = listener::serve(listener, app, limits, draining).await;
 
     series.stop().await;
-    stop_engine(engine, engine_thread).await;
+    stop_engine(engine, engine_thread, drain_began + limits.drain_timeout).await;
     let closed = database.close().await;
     drop(published);
     tracing::info!("stopped");
@@ -110,12 +111,19 @@ fn start_engine(database: &Database, config: &Config) -> Result<(EngineHandle, J
     Ok((handle, thread))
 }
 
-/// Whatever is still generating has lost its reader when this is called, so nothing is waited for but the thread.
-async fn stop_engine(engine: EngineHandle, thread: JoinHandle<()>) {
-    engine.shutdown();
-    drop(engine);
-    let joined = tokio::task::spawn_blocking(move || thread.join());
-    match tokio::time::timeout(ENGINE_TIMEOUT, joined).await {
+/// Clients have their answers, or have been cut off, when this is called: what still runs is the server's own. It may
+/// finish until `deadline`.
+async fn stop_engine(engine: EngineHandle, thread: JoinHandle<()>, deadline: Instant) {
+    engine.drain();
+    let mut joined = tokio::task::spawn_blocking(move || thread.join());
+    let ended = match tokio::time::timeout_at(deadline, &mut joined).await {
+        Ok(ended) => Ok(ended),
+        Err(_) => {
+            engine.shutdown();
+            tokio::time::timeout(ENGINE_TIMEOUT, joined).await
+        }
+    };
+    match ended {
         Ok(Ok(Ok(()))) => {}
         Ok(_) => tracing::error!("the engine's thread panicked"),
         Err(_) => tracing::warn!("the engine is still busy; leaving it behind"),
@@ -136,6 +144,9 @@ fn storage_options(config: &Config) -> StorageOptions {
     }
     if let Some(ms) = config.storage.flush_interval_ms {
         options.flush_age = Duration::from_millis(ms);
+    }
+    if let Some(mb) = config.storage.column_cache_mb {
+        options.column_cache_bytes = mb.saturating_mul(1 << 20);
     }
     if let Some(seconds) = config.storage.version_retention_s {
         options.version_retention = Duration::from_secs(seconds);
@@ -165,6 +176,7 @@ fn engine_options(config: &Config) -> EngineOptions {
     if let Some(mb) = config.engine.kv_cache_mb {
         options.kv_cache_bytes = mb.saturating_mul(1 << 20);
     }
+    options.model_memory_bytes = config.engine.model_memory_mb.map(|mb| mb.saturating_mul(1 << 20));
     if let Some(tokens) = config.engine.max_context_tokens {
         options.max_context_tokens = tokens;
     }

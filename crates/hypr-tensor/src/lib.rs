@@ -26,6 +26,6 @@ pub use kernels::{
     Attention, CODE_ZERO, Distances, Kernels, KvRows, Level, Linear, Mask, RopeStyle, RopeTable, Scratch,
 };
 pub use kv::{KvBlock, KvPages, KvPart, KvPrecision, KvShape};
-pub use map::map_file;
+pub use map::{MappedFile, map_file, resident_bytes};
 pub use pool::Pool;
 pub use weight::{Device, Piece, WeightArray};

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Weak, mpsc};
 
 use futures::channel::{mpsc as stream, oneshot};
 use futures::future::{self, BoxFuture, FutureExt};
@@ -13,14 +13,16 @@ use hypr_common::prefix::Prefix;
 use hypr_common::{Error, ErrorKind, Result};
 use parking_lot::Mutex;
 
+use super::loaded::{Copy, ModelJob};
 use super::metrics::{Counters, EngineMetrics, add};
 use super::{Command, EmbedJob, EngineOptions, GenerateJob, Reply, RootJob, Ticket};
 use crate::api::{
-    EmbedInput, EmbedRequest, GenerateRequest, Generation, Inference, InputKind, Speculative, Task, Token,
+    EmbedInput, EmbedRequest, GenerateRequest, Generation, Inference, InputKind, LoadedModel, Speculative, Task, Token,
 };
 use crate::block_pool::{BlockPool, CacheIdentity};
 use crate::kv_table::{KvSequence, Root};
 use crate::model;
+use crate::paging::slices;
 use crate::window::Window;
 
 /// A cheap reference to the engine. The service ends when the last one is dropped.
@@ -36,7 +38,8 @@ pub struct EngineHandle {
     windows: Arc<Mutex<Windows>>,
 }
 
-type Windows = HashMap<String, (Arc<ModelTables>, Arc<Window>)>;
+/// The tables are the engine's to keep.
+type Windows = HashMap<String, (Weak<ModelTables>, Arc<Window>)>;
 
 impl fmt::Debug for EngineHandle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -58,6 +61,12 @@ impl EngineHandle {
     /// What the engine has done and holds.
     pub fn metrics(&self) -> EngineMetrics {
         self.counters.read(self.pool.usage())
+    }
+
+    /// Lets what runs and waits come to its end and refuses what comes after, with `Unavailable`; then the service ends.
+    pub fn drain(&self) {
+        // As below.
+        let _ = self.sender.send(Command::Drain);
     }
 
     /// Ends the service at its next step; running and waiting requests are answered `Unavailable`.
@@ -102,6 +111,21 @@ impl EngineHandle {
         answer.await.unwrap_or_else(|_| Err(ended()))
     }
 
+    /// Asks the service something about a model that there is.
+    fn ask<T: Send + 'static>(
+        &self,
+        model_id: &str,
+        job: impl FnOnce(String, oneshot::Sender<Result<T>>) -> ModelJob,
+    ) -> BoxFuture<'static, Result<T>> {
+        let (reply, answer) = oneshot::channel();
+        let sent =
+            known(&*self.source, model_id).and_then(|()| self.send(Command::Model(job(model_id.to_owned(), reply))));
+        match sent {
+            Ok(()) => answer.map(|answer| answer.unwrap_or_else(|_| Err(ended()))).boxed(),
+            Err(error) => future::ready(Err(error)).boxed(),
+        }
+    }
+
     fn submit_embedding(&self, request: EmbedRequest, reply: oneshot::Sender<Result<Vec<Vec<f32>>>>) -> Result<()> {
         let EmbedRequest { model, inputs, normalize } = request;
         let kind = inputs.first().map_or(InputKind::Text, EmbedInput::kind);
@@ -111,6 +135,34 @@ impl EngineHandle {
         let model_id = kind.resolve(self, model.as_deref())?.1.model_id;
         let ticket = self.ticket()?;
         self.send(Command::Embed(EmbedJob { ticket, model_id, inputs, normalize, reply }))
+    }
+}
+
+/// Refuses a model that there is not, naming those that there are.
+fn known(source: &dyn ModelSource, model_id: &str) -> Result<()> {
+    let models = source.models()?;
+    if models.iter().any(|model| model.model_id == model_id) {
+        return Ok(());
+    }
+    let names: Vec<&str> = models.iter().map(|model| model.model_id.as_str()).collect();
+    let there =
+        if names.is_empty() { "none is imported".to_owned() } else { format!("there are: {}", names.join(", ")) };
+    Err(Error::not_found(format!("there is no model '{model_id}'; {there}")))
+}
+
+/// What callers see of a copy.
+fn shown(copy: Copy) -> LoadedModel {
+    let slices = copy.tables.layers.iter().flat_map(slices);
+    LoadedModel {
+        model_id: copy.tables.metadata.model_id.clone(),
+        version: copy.tables.version,
+        drains: copy.drains,
+        pinned: copy.pinned,
+        bytes: copy.bytes,
+        limit_bytes: copy.limit,
+        resident_bytes: hypr_tensor::resident_bytes(slices),
+        requests: copy.requests,
+        last_used_us: copy.last_used_us,
     }
 }
 
@@ -236,16 +288,41 @@ impl Inference for EngineHandle {
         .boxed()
     }
 
+    fn load_model(&self, model_id: &str, pin: bool) -> BoxFuture<'static, Result<bool>> {
+        self.ask(model_id, |model_id, reply| ModelJob::Load { model_id, pin, reply })
+    }
+
+    fn unpin_model(&self, model_id: &str) -> BoxFuture<'static, Result<bool>> {
+        self.ask(model_id, |model_id, reply| ModelJob::Unpin { model_id, reply })
+    }
+
+    fn unload_model(&self, model_id: &str) -> BoxFuture<'static, Result<bool>> {
+        self.ask(model_id, |model_id, reply| ModelJob::Unload { model_id, reply })
+    }
+
+    fn loaded_models(&self) -> BoxFuture<'static, Result<Vec<LoadedModel>>> {
+        let (reply, answer) = oneshot::channel();
+        if let Err(error) = self.send(Command::Model(ModelJob::List(reply))) {
+            return future::ready(Err(error)).boxed();
+        }
+        let list = |copies: Vec<Copy>| {
+            let mut models: Vec<LoadedModel> = copies.into_iter().map(shown).collect();
+            models.sort_by(|a, b| (&a.model_id, a.drains, b.version).cmp(&(&b.model_id, b.drains, a.version)));
+            models
+        };
+        answer.map(move |answer| answer.map(list).map_err(|_| ended())).boxed()
+    }
+
     fn window(&self, name: Option<&str>) -> Result<Arc<Window>> {
         let model = self.resolve(Task::Generate, name)?.model_id;
         let tables = self.source.open(&model)?;
         if let Some((known, window)) = self.windows.lock().get(&model)
-            && Arc::ptr_eq(known, &tables)
+            && known.upgrade().is_some_and(|known| Arc::ptr_eq(&known, &tables))
         {
             return Ok(Arc::clone(window));
         }
         let window = Arc::new(Window::open(&tables, self.options.max_context_tokens)?);
-        self.windows.lock().insert(model, (tables, Arc::clone(&window)));
+        self.windows.lock().insert(model, (Arc::downgrade(&tables), Arc::clone(&window)));
         Ok(window)
     }
 }

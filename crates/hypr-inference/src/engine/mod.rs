@@ -12,6 +12,7 @@ mod choices;
 mod embedding;
 mod fairness;
 mod handle;
+mod loaded;
 mod metrics;
 mod scheduler;
 mod sequence;
@@ -34,6 +35,7 @@ use hypr_tensor::Level;
 use crate::api::{EmbedInput, GenerateRequest, Generation, Token};
 use crate::block_pool::BlockPool;
 use crate::kv_table::KvSequence;
+use loaded::ModelJob;
 use metrics::Counters;
 
 pub use handle::EngineHandle;
@@ -53,6 +55,9 @@ pub struct EngineOptions {
     pub max_batched_tokens: usize,
     /// Bytes that the keys and values of all sequences and of shared prefixes may take; taken as they are needed.
     pub kv_cache_bytes: usize,
+    /// Bytes that the weights of all loaded models may take together; `None` leaves that to the operating system, which
+    /// can drop pages of mapped files at any time.
+    pub model_memory_bytes: Option<usize>,
     /// Requests that may wait; one more is answered `Busy`.
     pub queue_depth: usize,
     /// The longest sequence, in tokens, where the model could take longer ones.
@@ -74,6 +79,7 @@ impl Default for EngineOptions {
             max_sequences: 128,
             max_batched_tokens: 512,
             kv_cache_bytes: 2 << 30,
+            model_memory_bytes: None,
             queue_depth: 256,
             max_context_tokens: 8192,
             level: None,
@@ -113,6 +119,8 @@ enum Command {
     Embed(EmbedJob),
     Sequences(oneshot::Sender<Vec<KvSequence>>),
     Root(RootJob),
+    Model(ModelJob),
+    Drain,
     Shutdown,
 }
 

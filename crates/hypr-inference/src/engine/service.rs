@@ -2,24 +2,23 @@
 
 mod reading;
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError};
 
-use hypr_common::model::{ModelSource, ModelTables};
-use hypr_common::{Error, ErrorKind, Result};
+use hypr_common::model::ModelSource;
+use hypr_common::{Error, ErrorKind};
 use hypr_tensor::{Kernels, Pool};
 
 use super::embedding::{self, Embedding};
+use super::loaded::LoadedModels;
 use super::metrics::{Counters, add};
 use super::scheduler::Scheduler;
-use super::sequence::{Opened, Sequence};
+use super::sequence::Sequence;
 use super::{Command, EmbedJob, EngineOptions, GenerateJob, guarded};
 use super::{batch, speculation};
-use crate::block_pool::{BlockPool, CacheIdentity, PrefixId};
-use crate::encoder::Encoder;
-use crate::model::Model;
+use crate::block_pool::BlockPool;
 use crate::transformer::Workspace;
 pub(super) use reading::RootJob;
 
@@ -32,13 +31,8 @@ const PROMPTS_A_STEP: usize = 16;
 /// The engine's state. [`EngineService::run`] is its life.
 pub struct EngineService {
     receiver: Receiver<Command>,
-    source: Arc<dyn ModelSource>,
     options: EngineOptions,
-    models: HashMap<String, Opened>,
-    /// Pairs of opened models that have the same tokens.
-    alike: HashSet<(PrefixId, PrefixId)>,
-    /// Those that are not of text alone, with the tables that they were opened from.
-    encoders: HashMap<String, (Arc<ModelTables>, Encoder)>,
+    models: LoadedModels,
     arrived: VecDeque<GenerateJob>,
     scheduler: Scheduler,
     waiting_embeddings: VecDeque<EmbedJob>,
@@ -54,7 +48,7 @@ impl fmt::Debug for EngineService {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("EngineService")
             .field("options", &self.options)
-            .field("models", &self.models.keys())
+            .field("models", &self.models)
             .field("scheduler", &self.scheduler)
             .field("embeddings", &self.embeddings.len())
             .finish_non_exhaustive()
@@ -62,8 +56,13 @@ impl fmt::Debug for EngineService {
 }
 
 /// Why the service ends.
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Ending {
+    /// At once.
     Shutdown,
+    /// When all that was asked for is done; what is asked for later is refused.
+    Drain,
+    /// As `Drain`, and nobody can ask.
     NoHandles,
 }
 
@@ -77,10 +76,7 @@ impl EngineService {
     ) -> Self {
         Self {
             receiver,
-            source,
-            models: HashMap::new(),
-            alike: HashSet::new(),
-            encoders: HashMap::new(),
+            models: LoadedModels::new(source, pool.clone(), &options),
             arrived: VecDeque::new(),
             scheduler: Scheduler::new(&options, pool.clone(), Arc::clone(&counters)),
             options,
@@ -93,17 +89,18 @@ impl EngineService {
         }
     }
 
-    /// Serves until every handle is dropped and what they asked for is done, or until `shutdown`. Blocks its
+    /// Serves until every handle is dropped or `drain` is asked for, and what they asked for is done, or until `shutdown`.
+    /// Blocks its
     /// thread, which takes part in the kernels' work.
     pub fn run(mut self) {
         let kernels = self.start_kernels();
         self.kernels = kernels.level().to_string();
         tracing::info!(level = %kernels.level(), threads = self.options.threads, "inference engine started");
-        let mut ending = None;
+        let mut ending: Option<Ending> = None;
         loop {
-            match self.receive(ending.is_some()) {
+            match self.receive(ending) {
                 Some(Ending::Shutdown) => break,
-                Some(Ending::NoHandles) => ending = Some(Ending::NoHandles),
+                Some(reason) => ending = Some(reason),
                 None => {}
             }
             self.drop_abandoned();
@@ -135,25 +132,34 @@ impl EngineService {
     }
 
     /// Takes all commands that are there; waits for one where there is nothing else to do.
-    fn receive(&mut self, no_handles: bool) -> Option<Ending> {
-        if no_handles {
+    fn receive(&mut self, mut ending: Option<Ending>) -> Option<Ending> {
+        if ending == Some(Ending::NoHandles) {
             return None;
         }
-        if self.is_idle() {
+        let mut waited = if self.is_idle() && ending.is_none() {
             self.pool.trim();
-            match self.receiver.recv() {
-                Ok(Command::Shutdown) => return Some(Ending::Shutdown),
-                Ok(command) => self.queue(command),
-                Err(_) => return Some(Ending::NoHandles),
-            }
-        }
+            Some(self.receiver.recv().map_err(|_| TryRecvError::Disconnected))
+        } else {
+            None
+        };
         loop {
-            match self.receiver.try_recv() {
+            match waited.take().unwrap_or_else(|| self.receiver.try_recv()) {
                 Ok(Command::Shutdown) => return Some(Ending::Shutdown),
+                Ok(Command::Drain) => ending = Some(Ending::Drain),
+                Ok(command) if ending.is_some() => Self::refuse(command),
                 Ok(command) => self.queue(command),
-                Err(TryRecvError::Empty) => return None,
+                Err(TryRecvError::Empty) => return ending,
                 Err(TryRecvError::Disconnected) => return Some(Ending::NoHandles),
             }
+        }
+    }
+
+    /// Answers what is asked for while the engine ends. A caller whose reply is dropped is told the same.
+    fn refuse(command: Command) {
+        match command {
+            Command::Generate(job) => job.reply.fail(shutting_down()),
+            Command::Embed(job) => drop(job.reply.send(Err(shutting_down()))),
+            Command::Sequences(_) | Command::Root(_) | Command::Model(_) | Command::Drain | Command::Shutdown => {}
         }
     }
 
@@ -164,7 +170,8 @@ impl EngineService {
             // A caller that is gone needs no answer.
             Command::Sequences(reply) => drop(reply.send(self.sequences())),
             Command::Root(job) => self.root(job),
-            Command::Shutdown => {}
+            Command::Model(job) => self.models.answer(job),
+            Command::Drain | Command::Shutdown => {}
         }
     }
 
@@ -176,13 +183,14 @@ impl EngineService {
         self.scheduler.drop_over();
         self.waiting_embeddings.retain(|job| !job.reply.is_canceled());
         self.embeddings.retain(|embedding| !embedding.is_over());
+        self.models.sweep();
     }
 
     /// Opens models for requests that have arrived, and makes tokens of their texts.
     fn accept(&mut self) {
         for _ in 0..PROMPTS_A_STEP {
             let Some(job) = self.arrived.pop_front() else { break };
-            match guarded(|| self.models_of(&job)) {
+            match guarded(|| self.models.pair(&job.model_id, job.draft_id.as_deref())) {
                 Err(error) => job.reply.fail(error),
                 Ok(models) => {
                     let turn = self.scheduler.arrive(&job);
@@ -195,78 +203,12 @@ impl EngineService {
         }
         while self.embeddings.len() < MAX_EMBEDDINGS {
             let Some(job) = self.waiting_embeddings.pop_front() else { break };
-            match guarded(|| self.encoder(&job.model_id)) {
+            match guarded(|| self.models.encoder(&job.model_id)) {
                 // A caller that is gone needs no answer.
                 Err(error) => drop(job.reply.send(Err(error))),
                 Ok(encoder) => self.embeddings.push(Embedding::start(job, encoder, self.options.threads)),
             }
         }
-    }
-
-    /// The model of a request, and the one that guesses for it.
-    fn models_of(&mut self, job: &GenerateJob) -> Result<(Opened, Option<Opened>)> {
-        let Some(draft_id) = &job.draft_id else { return Ok((self.model(&job.model_id)?, None)) };
-        let draft = self.model(draft_id)?;
-        let opened = self.model(&job.model_id)?;
-        let pair = (opened.root, draft.root);
-        if !self.alike.contains(&pair) {
-            if !opened.model.has_tokens_of(&draft.model) {
-                return Err(Error::invalid(format!(
-                    "model '{draft_id}' cannot guess for '{}': their tokenizers have different tokens; name a smaller model \
-                     of the same family",
-                    job.model_id
-                )));
-            }
-            self.alike.insert(pair);
-        }
-        Ok((opened, Some(draft)))
-    }
-
-    /// The newest version of a model, opened once.
-    fn model(&mut self, model_id: &str) -> Result<Opened> {
-        let tables = match self.source.open(model_id) {
-            Ok(tables) => tables,
-            Err(error) => {
-                self.models.remove(model_id);
-                self.pool.retire(model_id);
-                return Err(error);
-            }
-        };
-        if let Some(opened) = self.models.get(model_id)
-            && Arc::ptr_eq(opened.model.tables(), &tables)
-        {
-            return Ok(opened.clone());
-        }
-        let version = tables.version;
-        let model = Arc::new(Model::open(tables, self.options.max_context_tokens)?);
-        tracing::info!(model_id, version, "model opened");
-        // Keys and values of other weights are of no use any more, also where a version's number came back.
-        self.pool.retire(model_id);
-        let identity = CacheIdentity { model: model_id.to_owned(), version, adapter_version: 0 };
-        let opened = Opened { model, root: self.pool.open(identity) };
-        // What is known of those that this one replaces is of no use.
-        self.alike.clear();
-        self.models.insert(model_id.to_owned(), opened.clone());
-        Ok(opened)
-    }
-
-    /// What embeds with the newest version of a model; one that is not of text alone is opened once.
-    fn encoder(&mut self, model_id: &str) -> Result<Encoder> {
-        let tables = self.source.open(model_id).inspect_err(|_| {
-            self.encoders.remove(model_id);
-        })?;
-        if let Some((known, encoder)) = self.encoders.get(model_id)
-            && Arc::ptr_eq(known, &tables)
-        {
-            return Ok(encoder.clone());
-        }
-        // One of text is a model like those that generate, and kept with them.
-        let Some(encoder) = Encoder::open(&tables, self.options.max_context_tokens)? else {
-            return Ok(Encoder::Text(self.model(model_id)?.model));
-        };
-        tracing::info!(model_id, version = tables.version, "encoder opened");
-        self.encoders.insert(model_id.to_owned(), (tables, encoder.clone()));
-        Ok(encoder)
     }
 
     /// Schedule, guess, run, postprocess: one pass of the sequences, then one of the texts to embed.
@@ -303,16 +245,19 @@ impl EngineService {
 
     /// Answers everything that is left: the engine is ending.
     fn refuse_all(&mut self) {
-        let ending = || Error::new(ErrorKind::Unavailable, "the inference engine is shutting down");
         while let Ok(command) = self.receiver.try_recv() {
             self.queue(command);
         }
-        self.scheduler.fail_all(ending);
-        self.embeddings.iter_mut().for_each(|embedding| embedding.fail(ending()));
-        self.arrived.drain(..).for_each(|job| job.reply.fail(ending()));
+        self.scheduler.fail_all(shutting_down);
+        self.embeddings.iter_mut().for_each(|embedding| embedding.fail(shutting_down()));
+        self.arrived.drain(..).for_each(|job| job.reply.fail(shutting_down()));
         // A caller that is gone needs no answer.
-        self.waiting_embeddings.drain(..).for_each(|job| drop(job.reply.send(Err(ending()))));
+        self.waiting_embeddings.drain(..).for_each(|job| drop(job.reply.send(Err(shutting_down()))));
     }
+}
+
+fn shutting_down() -> Error {
+    Error::new(ErrorKind::Unavailable, "the inference engine is shutting down")
 }
 
 /// One error for several callers.

@@ -20,7 +20,7 @@ use serde_json::{Map, Value, json};
 use crate::support::*;
 
 /// Words `w0` to `w63`, a token each.
-fn tokenizer() -> Buffer {
+pub fn tokenizer() -> Buffer {
     let vocab: Map<String, Value> = (0..64).map(|id| (format!("w{id}"), id.into())).collect();
     let json = json!({
         "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,

@@ -6,6 +6,7 @@
 
 mod engine;
 mod hostile;
+mod lifecycle;
 #[cfg(target_os = "linux")]
 mod memory;
 mod minilm;

@@ -117,6 +117,10 @@ impl Models {
     pub fn publish(&self, tables: ModelTables) {
         self.0.lock().insert(tables.metadata.model_id.clone(), Arc::new(tables));
     }
+
+    pub fn remove(&self, model_id: &str) {
+        self.0.lock().remove(model_id);
+    }
 }
 
 impl ModelSource for Models {

@@ -6,6 +6,7 @@ use datafusion::sql::sqlparser::ast::{ObjectType, Statement as Sql};
 use hypr_common::{Error, Result};
 
 use super::procedure::Procedure;
+use crate::lifecycle::ModelStatement;
 use crate::prefixes::PrefixStatement;
 use crate::series::statement::SeriesStatement;
 use crate::vector_search::settings::SetSearch;
@@ -60,7 +61,13 @@ fn check_sql(sql: &Sql) -> Result<()> {
         | Sql::ExplainTable { .. }
         | Sql::Explain { .. } => return Ok(()),
         Sql::Drop { object_type: ObjectType::Table | ObjectType::View | ObjectType::Index, .. } => return Ok(()),
-        Sql::Call(_) if Procedure::of(sql).is_some() || PrefixStatement::of(sql)?.is_some() => return Ok(()),
+        Sql::Call(_)
+            if Procedure::of(sql).is_some()
+                || PrefixStatement::of(sql)?.is_some()
+                || ModelStatement::of(sql)?.is_some() =>
+        {
+            return Ok(());
+        }
         Sql::CreateSchema { .. } => {
             "CREATE SCHEMA is not available; CREATE TABLE schema.table makes the schema with its first table"
         }

@@ -1,4 +1,4 @@
-//! `model_metadata`, `model_weights`, `models` and `model_kv_cache`: models as tables.
+//! `model_metadata`, `model_weights`, `models`, `model_kv_cache` and `loaded_models`: models as tables.
 //!
 //! `model_weights` has a row a piece of a tensor (see `hypr_common::model`). A scan decides on the small
 //! columns which pieces are wanted, then hands out one batch a piece whose `weight_data` is the mapped
@@ -7,6 +7,7 @@
 
 mod kv_cache;
 mod layers;
+mod loaded;
 mod tokens;
 mod weights_scan;
 
@@ -45,11 +46,13 @@ enum Kind {
     Weights,
     Layers,
     KvCache,
+    Loaded,
 }
 
 impl ModelTable {
     /// Their names.
-    pub(crate) const NAMES: [&'static str; 4] = ["model_kv_cache", "model_metadata", "model_weights", "models"];
+    pub(crate) const NAMES: [&'static str; 5] =
+        ["loaded_models", "model_kv_cache", "model_metadata", "model_weights", "models"];
 
     /// The built-in table called `name`.
     pub(crate) fn find(
@@ -63,6 +66,7 @@ impl ModelTable {
             "model_weights" => Kind::Weights,
             "models" => Kind::Layers,
             "model_kv_cache" => Kind::KvCache,
+            "loaded_models" => Kind::Loaded,
             _ => return None,
         };
         Some(Self { kind, source, inference: Arc::clone(inference), prefixes: Arc::clone(prefixes) })
@@ -75,6 +79,8 @@ impl ModelTable {
             Kind::Weights => &["model_id", "layer_id", "parameter_type", "parameter_name", "weight_shard_id"],
             Kind::Layers => &["model_name", "layer_id"],
             Kind::KvCache => &["sequence_id", "layer_id"],
+            // A model may have a copy that drains beside the one that is loaded.
+            Kind::Loaded => &[],
         };
         names.iter().map(|name| (*name).to_owned()).collect()
     }
@@ -83,7 +89,7 @@ impl ModelTable {
     pub(crate) fn filled_by(&self) -> &'static str {
         match self.kind {
             Kind::Metadata | Kind::Weights | Kind::Layers => "filled by importing models; SQL cannot change it yet",
-            Kind::KvCache => "which shows what the engine holds; SQL cannot change it",
+            Kind::KvCache | Kind::Loaded => "which shows what the engine holds; SQL cannot change it",
         }
     }
 
@@ -122,6 +128,7 @@ impl TableProvider for ModelTable {
             Kind::Weights => weights_schema(),
             Kind::Layers => layers::schema(),
             Kind::KvCache => kv_cache::schema(),
+            Kind::Loaded => loaded::schema(),
         }
     }
 
@@ -146,6 +153,7 @@ impl TableProvider for ModelTable {
             Kind::Weights => weights_scan::plan(state, &self.source, projection, filters, limit),
             Kind::Layers => layers::plan(&self.source, projection, filters, limit),
             Kind::KvCache => kv_cache::plan(state, &self.inference, &self.prefixes, projection, filters, limit).await,
+            Kind::Loaded => loaded::plan(&self.inference, projection).await,
         }
     }
 
@@ -156,7 +164,9 @@ impl TableProvider for ModelTable {
                 Kind::Weights if weights_scan::is_on_small_columns(filter) => TableProviderFilterPushDown::Exact,
                 Kind::Layers => TableProviderFilterPushDown::Inexact,
                 Kind::KvCache if kv_cache::is_on_small_columns(filter) => TableProviderFilterPushDown::Exact,
-                Kind::Weights | Kind::KvCache | Kind::Metadata => TableProviderFilterPushDown::Unsupported,
+                Kind::Weights | Kind::KvCache | Kind::Metadata | Kind::Loaded => {
+                    TableProviderFilterPushDown::Unsupported
+                }
             })
             .collect())
     }

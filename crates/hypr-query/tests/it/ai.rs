@@ -12,7 +12,9 @@ use hypr_common::model::{ModelMetadata, ModelSource, ModelTables};
 use hypr_common::prefix::Prefix;
 use hypr_common::principal::Principal;
 use hypr_common::{Error, ErrorKind, Result};
-use hypr_inference::api::{CacheIdentity, EmbedRequest, GenerateRequest, Generation, Inference, Prompt, Task, Token};
+use hypr_inference::api::{
+    CacheIdentity, EmbedRequest, GenerateRequest, Generation, Inference, LoadedModel, Prompt, Task, Token,
+};
 use hypr_inference::kv_table::KvSequence;
 use hypr_inference::window::Window;
 use hypr_inference::{EngineHandle, EngineOptions, EngineService, engine};
@@ -143,6 +145,22 @@ impl Inference for Counting {
 
     fn restore_prefix(&self, prefix: Prefix) -> BoxFuture<'static, Result<usize>> {
         self.engine.restore_prefix(prefix)
+    }
+
+    fn load_model(&self, model_id: &str, pin: bool) -> BoxFuture<'static, Result<bool>> {
+        self.engine.load_model(model_id, pin)
+    }
+
+    fn unpin_model(&self, model_id: &str) -> BoxFuture<'static, Result<bool>> {
+        self.engine.unpin_model(model_id)
+    }
+
+    fn unload_model(&self, model_id: &str) -> BoxFuture<'static, Result<bool>> {
+        self.engine.unload_model(model_id)
+    }
+
+    fn loaded_models(&self) -> BoxFuture<'static, Result<Vec<LoadedModel>>> {
+        self.engine.loaded_models()
     }
 
     fn window(&self, name: Option<&str>) -> Result<Arc<Window>> {

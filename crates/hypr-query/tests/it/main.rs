@@ -12,6 +12,7 @@ mod docs;
 mod harness;
 mod ingest;
 mod kv_cache;
+mod loaded_models;
 mod limits;
 mod media;
 mod models;

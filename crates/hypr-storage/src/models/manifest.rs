@@ -100,6 +100,9 @@ impl Manifest {
                 ),
             ));
         }
+        if let Some(file) = manifest.files.iter().find(|file| !super::is_plain(&file.name)) {
+            return Err(damaged(path, format!("it names a file '{}'", file.name)));
+        }
         Ok(manifest)
     }
 }

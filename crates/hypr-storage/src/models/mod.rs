@@ -26,7 +26,7 @@ mod tests;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -45,6 +45,8 @@ const TEMPORARY_PREFIX: &str = ".tmp-";
 const REMOVED_PREFIX: &str = ".removed-";
 /// The longest directory name that common file systems take.
 const MAX_DIR_NAME_BYTES: usize = 255;
+/// Read at once where weights are compared with their checksums.
+const VERIFIED_BYTES: usize = 256 << 10;
 /// How often an open starts over because a writer replaced the version it was reading.
 const OPEN_ATTEMPTS: usize = 4;
 
@@ -61,7 +63,7 @@ struct Cached {
     manifest: Arc<Manifest>,
     tables: Option<Arc<ModelTables>>,
     /// What the comparison of its weights with their checksums has found, which runs behind the first open.
-    damage: Arc<OnceLock<Error>>,
+    damage: Option<Arc<OnceLock<Error>>>,
 }
 
 /// One model of [`ModelStore::list`].
@@ -191,7 +193,7 @@ impl ModelStore {
             let found = format!("it describes '{}' v{}", manifest.model.model_id, manifest.version);
             return Err(damaged(&path, found));
         }
-        let cached = Cached { manifest: Arc::clone(&manifest), tables: None, damage: Arc::default() };
+        let cached = Cached { manifest: Arc::clone(&manifest), tables: None, damage: None };
         self.cache.lock().insert(model_id.to_owned(), cached);
         Ok(manifest)
     }
@@ -199,20 +201,22 @@ impl ModelStore {
     fn open_version(&self, model_id: &str, version: u64) -> Result<Arc<ModelTables>> {
         let manifest = self.manifest(model_id, version)?;
         let mut cache = self.cache.lock();
-        if let Some(Cached { manifest: found, tables: Some(tables), damage }) = cache.get(model_id)
-            && found.version == version
-        {
-            return match damage.get() {
-                Some(error) => Err(Error::corrupted(error.message())),
-                None => Ok(Arc::clone(tables)),
-            };
+        let known = cache.get(model_id).filter(|known| known.manifest.version == version);
+        let damage = known.and_then(|known| known.damage.clone());
+        if let Some(error) = damage.as_ref().and_then(|damage| damage.get()) {
+            return Err(Error::corrupted(error.message()));
+        }
+        if let Some(tables) = known.and_then(|known| known.tables.as_ref()) {
+            return Ok(Arc::clone(tables));
         }
         // Opened under the lock, so that concurrent first opens map the files once.
         let version_dir = version_dir(&self.model_dir(model_id)?, version);
         let (tables, unverified) = map_version(&version_dir, &manifest)?;
-        let (tables, damage) = (Arc::new(tables), Arc::default());
-        verify_behind(unverified, &damage);
-        cache.insert(model_id.to_owned(), Cached { manifest, tables: Some(Arc::clone(&tables)), damage });
+        let tables = Arc::new(tables);
+        // Once a version: one that was released and is opened again has been read before.
+        let damage = damage.unwrap_or_else(|| verify_behind(unverified));
+        let cached = Cached { manifest, tables: Some(Arc::clone(&tables)), damage: Some(damage) };
+        cache.insert(model_id.to_owned(), cached);
         Ok(tables)
     }
 
@@ -327,6 +331,12 @@ impl ModelSource for ModelStore {
         Err(self.unknown_model(model_id))
     }
 
+    fn release(&self, model_id: &str) {
+        if let Some(cached) = self.cache.lock().get_mut(model_id) {
+            cached.tables = None;
+        }
+    }
+
     /// The time of the manifest, which is written once.
     fn imported_us(&self, model_id: &str, version: u64) -> Result<Option<i64>> {
         let path = version_dir(&self.model_dir(model_id)?, version).join(MANIFEST_FILE);
@@ -355,9 +365,14 @@ fn write_version(dir: &Path, tables: &ModelTables, version: u64) -> Result<()> {
     sync_dir(dir)
 }
 
-fn write_side_file(dir: &Path, name: &str, bytes: &Buffer) -> Result<FileEntry> {
+/// Whether a file of this name lies in the version's own directory.
+fn is_plain(name: &str) -> bool {
     let plain = name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'));
-    if name.is_empty() || !plain || name.starts_with('.') || name == MANIFEST_FILE || name.starts_with("layer_") {
+    plain && !name.is_empty() && !name.starts_with('.')
+}
+
+fn write_side_file(dir: &Path, name: &str, bytes: &Buffer) -> Result<FileEntry> {
+    if !is_plain(name) || name == MANIFEST_FILE || name.starts_with("layer_") {
         return Err(Error::invalid(format!("a model's side file cannot be called '{name}'")));
     }
     let path = dir.join(name);
@@ -388,7 +403,7 @@ fn map_version(dir: &Path, manifest: &Manifest) -> Result<(ModelTables, Vec<Unve
         match &file.layer {
             Some(entry) => {
                 layers.push(layer::decode(&path, &bytes, entry)?);
-                unverified.push(Unverified { path, bytes, crc32c: file.crc32c });
+                unverified.push(Unverified { file: open_file(&path)?, path, crc32c: file.crc32c });
             }
             None => {
                 compare(&path, &bytes, file.crc32c)?;
@@ -402,39 +417,65 @@ fn map_version(dir: &Path, manifest: &Manifest) -> Result<(ModelTables, Vec<Unve
 /// A mapped file of weights that nobody has compared with its checksum.
 struct Unverified {
     path: PathBuf,
-    bytes: Buffer,
+    file: File,
     crc32c: u32,
+}
+
+impl Unverified {
+    /// Reads the file and not its mapping: what is compared is no memory of this process, however large the model is.
+    fn verify(&mut self) -> Result<()> {
+        let mut part = vec![0; VERIFIED_BYTES];
+        let mut crc32c = 0;
+        loop {
+            match self.file.read(&mut part) {
+                Ok(0) => return check_crc(&self.path, crc32c, self.crc32c),
+                Ok(bytes) => crc32c = crc32c::crc32c_append(crc32c, &part[..bytes]),
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(Error::io(format!("read {}", self.path.display()), error)),
+            }
+        }
+    }
 }
 
 /// Compares weights with their checksums on a thread of its own: a first open does not wait for every page of a
 /// large model, and what is wrong with it is known soon after.
-fn verify_behind(files: Vec<Unverified>, damage: &Arc<OnceLock<Error>>) {
-    let damage = Arc::clone(damage);
+fn verify_behind(mut files: Vec<Unverified>) -> Arc<OnceLock<Error>> {
+    let damage = Arc::new(OnceLock::new());
+    let found = Arc::clone(&damage);
     let verify = move || {
-        let wrong = files.iter().find_map(|file| compare(&file.path, &file.bytes, file.crc32c).err());
+        let wrong = files.iter_mut().find_map(|file| file.verify().err());
         if let Some(error) = wrong {
             tracing::error!("{error}");
-            let _ = damage.set(error);
+            let _ = found.set(error);
         }
     };
     if let Err(error) = std::thread::Builder::new().name("hypr-verify".to_owned()).spawn(verify) {
         tracing::warn!(%error, "the weights of a model are not verified");
     }
+    damage
 }
 
 fn compare(path: &Path, bytes: &[u8], recorded: u32) -> Result<()> {
-    match crc32c::crc32c(bytes) {
-        found if found == recorded => Ok(()),
-        found => Err(damaged(path, format!("checksum is {found:08x}, recorded was {recorded:08x}"))),
+    check_crc(path, crc32c::crc32c(bytes), recorded)
+}
+
+fn check_crc(path: &Path, found: u32, recorded: u32) -> Result<()> {
+    match found == recorded {
+        true => Ok(()),
+        false => Err(damaged(path, format!("checksum is {found:08x}, recorded was {recorded:08x}"))),
     }
+}
+
+fn open_file(path: &Path) -> Result<File> {
+    File::open(path).map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => damaged(path, "the file is missing").with_source(error),
+        _ => Error::io(format!("open {}", path.display()), error),
+    })
 }
 
 /// Maps a file that must hold exactly `bytes` bytes.
 fn map(path: &Path, bytes: u64) -> Result<Buffer> {
-    let file = File::open(path).map_err(|error| match error.kind() {
-        std::io::ErrorKind::NotFound => damaged(path, "the file is missing").with_source(error),
-        _ => Error::io(format!("open {}", path.display()), error),
-    })?;
+    let file = open_file(path)?;
     let found = file.metadata().map_err(|error| Error::io(format!("read {}", path.display()), error))?.len();
     if found != bytes {
         return Err(damaged(path, format!("it has {found} bytes, recorded were {bytes}")));

@@ -66,7 +66,7 @@ impl EngineService {
     pub(super) fn root(&mut self, job: RootJob) {
         let RootJob { model_id, request, reply } = job;
         let root = guarded(|| {
-            let opened = self.model(&model_id)?;
+            let opened = self.models.model(&model_id)?;
             let tokens = match request {
                 None => Vec::new(),
                 Some(request) => prompt::build(&opened.model, &request)?.tokens,
