@@ -265,6 +265,9 @@ impl ModelConfig {
         self.image.as_ref().map_or(Ok(()), ImageConfig::check)?;
         self.rope_scaling.map_or(Ok(()), RopeScaling::check)?;
         self.vision.as_ref().map_or(Ok(()), |vision| vision.check_tower())?;
+        if let Some(base) = self.rope_base.filter(|base| !(base.is_finite() && *base > 0.0)) {
+            return Err(Error::corrupted(format!("the model's rope_base is {base}; expected a positive number")));
+        }
         if !(self.norm_eps.is_finite() && self.norm_eps >= 0.0) {
             return Err(Error::corrupted(format!("the model's norm_eps is {}", self.norm_eps)));
         }

@@ -14,7 +14,8 @@ use serde_json::Value as Json;
 
 /// The longest side of a picture that is decoded, in pixels.
 const MAX_SIDE: u32 = 16_384;
-/// The most pixels of a picture between resizing and cropping: bounds what a very long and narrow one costs.
+/// The most pixels of a picture after resizing, padding or cropping: bounds what a very long and narrow one, or a
+/// strange setting, costs.
 const MAX_RESIZED_PIXELS: u64 = 1 << 26;
 /// The settings that models in Hugging Face's form bring.
 pub const PREPROCESSOR_FILE: &str = "preprocessor_config.json";
@@ -231,14 +232,20 @@ fn side(key: &str, value: &Json) -> Result<u32> {
 fn square(key: &str, value: Option<&Json>) -> Result<[u32; 2]> {
     let missing = || Error::invalid(format!("{PREPROCESSOR_FILE} does not say its {key}"));
     let value = value.ok_or_else(missing)?;
-    match (value.get("height"), value.get("width")) {
-        (Some(height), Some(width)) => Ok([side(key, height)?, side(key, width)?]),
-        _ if value.is_number() => Ok([side(key, value)?; 2]),
+    let [height, width] = match (value.get("height"), value.get("width")) {
+        (Some(height), Some(width)) => [side(key, height)?, side(key, width)?],
+        _ if value.is_number() => [side(key, value)?; 2],
         _ => match value.get("longest_edge").or_else(|| value.get("shortest_edge")) {
-            Some(edge) => Ok([side(key, edge)?; 2]),
-            None => Err(missing()),
+            Some(edge) => [side(key, edge)?; 2],
+            None => return Err(missing()),
         },
+    };
+    if u64::from(height) * u64::from(width) > MAX_RESIZED_PIXELS {
+        return Err(Error::invalid(format!(
+            "{PREPROCESSOR_FILE} says {key} is {width} x {height}, which is too large"
+        )));
     }
+    Ok([height, width])
 }
 
 /// One number is the shorter side where a crop follows, and both sides where none does.

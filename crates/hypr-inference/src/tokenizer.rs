@@ -1,9 +1,14 @@
 //! Text to tokens and back, by the model's own tokenizer.
 //!
 //! Invariant: truncation and padding that the tokenizer's file asks for are off; the engine decides lengths, and
-//! the same text gives the same tokens whatever it is batched with.
+//! the same text gives the same tokens whatever it is batched with. A file that makes no sense is an error, also where the
+//! `tokenizers` library panics on it.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use hypr_common::{Error, Result};
+use serde::Deserialize;
+use serde_json::Value as Json;
 use tokenizers::Tokenizer;
 
 /// A model's tokenizer.
@@ -18,11 +23,15 @@ impl TextTokenizer {
     /// # Errors
     /// `Corrupted` where it is not a tokenizer.
     pub fn from_json(json: &[u8]) -> Result<Self> {
-        let damaged =
-            |error| Error::corrupted(format!("the model's tokenizer does not load: {error}; import it again"));
-        let mut inner = Tokenizer::from_bytes(json).map_err(damaged)?;
-        inner.with_truncation(None).map_err(damaged)?;
+        let damaged = |error: String| {
+            Error::corrupted(format!("the model's tokenizer.json does not load: {error}; import it again"))
+        };
+        check(json).map_err(damaged)?;
+        let mut inner = guarded(|| Tokenizer::from_bytes(json)).map_err(damaged)?;
+        inner.with_truncation(None).map_err(|error| damaged(error.to_string()))?;
         inner.with_padding(None);
+        // What stands around a text may name tokens that there are not.
+        guarded(|| inner.encode_fast("", true)).map_err(damaged)?;
         Ok(Self { inner })
     }
 
@@ -31,9 +40,7 @@ impl TextTokenizer {
     /// # Errors
     /// `InvalidInput` for text that the tokenizer refuses.
     pub fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>> {
-        let encoding = self
-            .inner
-            .encode_fast(text, special)
+        let encoding = guarded(|| self.inner.encode_fast(text, special))
             .map_err(|error| Error::invalid(format!("the text cannot be tokenized: {error}")))?;
         Ok(encoding.get_ids().to_vec())
     }
@@ -43,7 +50,8 @@ impl TextTokenizer {
     /// # Errors
     /// `Internal` where the tokenizer cannot decode what it encodes.
     pub fn decode(&self, tokens: &[u32]) -> Result<String> {
-        self.inner.decode(tokens, true).map_err(|error| Error::internal(format!("decoding tokens: {error}")))
+        guarded(|| self.inner.decode(tokens, true))
+            .map_err(|error| Error::internal(format!("decoding tokens: {error}")))
     }
 
     /// How many tokens a text gets around it.
@@ -70,6 +78,95 @@ impl TextTokenizer {
     /// The highest token plus one.
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab(true).values().max().map_or(0, |&id| id as usize + 1)
+    }
+}
+
+/// The parts of a tokenizer's file that are looked at before the library reads it.
+#[derive(Deserialize)]
+struct File {
+    #[serde(default)]
+    normalizer: Json,
+    #[serde(default)]
+    decoder: Json,
+    model: FileModel,
+}
+
+#[derive(Deserialize)]
+struct FileModel {
+    #[serde(default)]
+    continuing_subword_prefix: Option<String>,
+}
+
+/// How much longer a normalizer or decoder may make a text.
+const MAX_GROWTH: f64 = 4096.0;
+
+/// How many times longer a normalizer or decoder can make a text by what it puts in place of something else.
+fn growth(part: &Json) -> f64 {
+    let steps = ["normalizers", "decoders"].into_iter().filter_map(|key| part.get(key)?.as_array()).flatten();
+    let steps: f64 = steps.map(growth).product();
+    let length = |text: Option<&Json>| text.and_then(Json::as_str).map_or(0, str::len) as f64;
+    let content = length(part.get("content"));
+    let own = match length(part.pointer("/pattern/String")) {
+        // A regular expression may match next to nothing, and no text is everywhere.
+        0.0 => 1.0 + content,
+        pattern => content / pattern,
+    };
+    steps * if part.get("pattern").is_some() { own.max(1.0) } else { 1.0 }
+}
+
+/// Whether a part with a table of characters says that the table is longer than it is.
+fn lies_about_its_table(part: &Json) -> bool {
+    let steps = ["normalizers", "decoders"].into_iter().filter_map(|key| part.get(key)?.as_array()).flatten();
+    // Base64 of a length of four bytes, little endian, and as many bytes or more (sentencepiece's `normalizer.cc`).
+    let own = part.get("precompiled_charsmap").and_then(Json::as_str).is_some_and(|table| {
+        let digit = |byte: u8| match byte {
+            b'A'..=b'Z' => byte - b'A',
+            b'a'..=b'z' => byte - b'a' + 26,
+            b'0'..=b'9' => byte - b'0' + 52,
+            b'+' => 62,
+            _ => 63,
+        };
+        let head = table.bytes().take(6).fold(0_u64, |bits, byte| bits << 6 | u64::from(digit(byte)));
+        let length = ((head >> 4) as u32).swap_bytes();
+        table.len() >= 6 && u64::from(length) + 4 > table.len() as u64 / 4 * 3
+    });
+    own || steps.into_iter().any(lies_about_its_table)
+}
+
+/// What the library takes on trust: a table of as many bytes as it says, merges whose second part has the prefix that is cut off it, and replacements that do
+/// not make each other's texts longer and longer.
+fn check(json: &[u8]) -> std::result::Result<(), String> {
+    let file: File = serde_json::from_slice(json).map_err(|error| error.to_string())?;
+    for (name, part) in [("normalizer", &file.normalizer), ("decoder", &file.decoder)] {
+        if growth(part) > MAX_GROWTH {
+            return Err(format!("its {name} makes texts more than {MAX_GROWTH} times longer"));
+        }
+    }
+    if lies_about_its_table(&file.normalizer) {
+        return Err("its precompiled_charsmap is shorter than it says".to_owned());
+    }
+    let prefix = file.model.continuing_subword_prefix.unwrap_or_default();
+    if prefix.is_empty() {
+        return Ok(());
+    }
+    let json: Json = serde_json::from_slice(json).map_err(|error| error.to_string())?;
+    for merge in json.pointer("/model/merges").and_then(Json::as_array).into_iter().flatten() {
+        let second = match merge {
+            Json::String(pair) => pair.split_once(' ').map(|(_, second)| second),
+            pair => pair.get(1).and_then(Json::as_str),
+        };
+        if !second.is_some_and(|second| second.starts_with(&prefix)) {
+            return Err(format!("the merge {merge} goes on without the prefix {prefix:?}"));
+        }
+    }
+    Ok(())
+}
+
+/// Turns a panic of the library into an error.
+fn guarded<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> std::result::Result<T, String> {
+    match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(done) => done.map_err(|error| error.to_string()),
+        Err(_) => Err("its parts contradict one another".to_owned()),
     }
 }
 

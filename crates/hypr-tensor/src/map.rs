@@ -159,7 +159,7 @@ mod tests {
     #[test]
     fn pages_are_let_go_of_and_come_back_the_same() {
         let mut file = tempfile::tempfile().unwrap();
-        let bytes: Vec<u8> = (0..1_u32 << 20).map(|i| (i * 31 >> 3) as u8).collect();
+        let bytes: Vec<u8> = (0..1_u32 << 20).map(|i| ((i * 31) >> 3) as u8).collect();
         file.write_all(&bytes).unwrap();
         let buffer = map_file(&file).unwrap();
         assert_eq!(buffer.as_slice(), bytes);

@@ -26,6 +26,10 @@ use super::tables::{self, Tensor};
 use crate::config::{ActivationName, ModelConfig, RopeStyle};
 use crate::families::{Family, Slot};
 
+/// The most values of a metadata array: vocabularies have some hundred thousand. A value takes more memory than the byte
+/// that it may have in the file.
+const MAX_LIST: u64 = 1 << 24;
+
 /// A metadata value. Arrays of arrays are skipped: no model uses them.
 #[derive(Debug, PartialEq)]
 pub(super) enum Value<'a> {
@@ -111,6 +115,11 @@ impl<'a> Reader<'a> {
         };
         if len > (self.bytes.len() - self.at) as u64 / least {
             return Err(Error::corrupted(format!("{key} claims {len} values, more than the GGUF file has bytes for")));
+        }
+        if len > MAX_LIST {
+            return Err(Error::corrupted(format!(
+                "{key} has {len} values in the GGUF file; expected at most {MAX_LIST}"
+            )));
         }
         if kind == 9 {
             if depth >= 4 {
@@ -254,7 +263,9 @@ fn pairs<'a>(reader: &mut Reader<'a>, count: u64) -> Result<Metadata<'a>> {
     for _ in 0..count {
         let key = reader.string("a metadata key")?;
         let kind = reader.u32(key)?;
-        pairs.insert(key, reader.value(kind, key)?);
+        if pairs.insert(key, reader.value(kind, key)?).is_some() {
+            return Err(Error::corrupted(format!("the GGUF file says {key} twice")));
+        }
     }
     Ok(Metadata(pairs))
 }
@@ -335,7 +346,7 @@ fn tensors(
     let layers =
         i32::try_from(layers).map_err(|_| Error::corrupted(format!("the GGUF file claims {layers} layers")))?;
     let mut tensors = Vec::with_capacity(infos.len());
-    let mut total = 0_usize;
+    let mut taken: BTreeMap<usize, (usize, &str)> = BTreeMap::new();
     for info in infos {
         let slot = Slot::of_gguf_name(info.name, layers).ok_or_else(|| {
             Error::unsupported(format!("tensor {} is not part of the {} family", info.name, family.name()))
@@ -348,10 +359,17 @@ fn tensors(
         let start = usize::try_from(info.offset).ok().and_then(|offset| offset.checked_add(data_start));
         let start = start.ok_or_else(impossible)?;
         let end = start.checked_add(len).ok_or_else(impossible)?;
-        total = total.checked_add(len).ok_or_else(impossible)?;
-        if end > bytes.len() || total > bytes.len() {
+        if end > bytes.len() {
             return Err(impossible());
         }
+        let before = taken.range(..end).next_back();
+        if let Some((_, (_, other))) = before.filter(|(_, (other_end, _))| *other_end > start) {
+            return Err(Error::corrupted(format!(
+                "tensors {other} and {} of the GGUF file lie over one another; download it again",
+                info.name
+            )));
+        }
+        taken.insert(start, (end, info.name));
         let data = bytes.slice_with_length(start, len);
         tensors.push(Tensor { slot, dtype: info.dtype, shape: info.shape, data });
     }

@@ -10,6 +10,7 @@ use hypr_common::{Error, Result};
 use serde_json::{Value as Json, json};
 
 use super::gguf::{Metadata, Value};
+use crate::tokenizer::TextTokenizer;
 
 /// The JSON and the special tokens.
 pub(super) struct GgufTokenizer {
@@ -69,8 +70,8 @@ pub(super) fn tokenizer(metadata: &Metadata<'_>) -> Result<Option<GgufTokenizer>
         },
     });
     let json = serde_json::to_vec(&json).map_err(|error| Error::internal(format!("writing the tokenizer: {error}")))?;
-    tokenizers::Tokenizer::from_bytes(&json)
-        .map_err(|error| Error::corrupted(format!("the GGUF file's tokenizer does not load: {error}")))?;
+    TextTokenizer::from_json(&json)
+        .map_err(|error| Error::corrupted(format!("the GGUF file's tokenizer cannot be used: {error}")))?;
     let (bos_token_id, eos_token_ids) = special_tokens(metadata, tokens, types);
     let add_bos_token = matches!(metadata.get("tokenizer.ggml.add_bos_token"), Some(Value::Bool(true)));
     Ok(Some(GgufTokenizer { json, bos_token_id, eos_token_ids, add_bos_token }))

@@ -3,13 +3,15 @@
 //! Invariant: a tensor that the family does not know is an error, apart from the few that checkpoints carry and
 //! no network needs ([`is_ignored`]). Deliberately absent: pickled checkpoints.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
+use std::fmt;
 
 use arrow_buffer::Buffer;
 use hypr_common::model::{CHAT_TEMPLATE_FILE, ModelTables, TOKENIZER_FILE};
 use hypr_common::{Error, Result};
 use hypr_tensor::DType;
 use safetensors::{Dtype, SafeTensors};
+use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::Value as Json;
 
 use super::tables::{self, Tensor};
@@ -37,12 +39,6 @@ pub fn safetensors(files: &BTreeMap<String, Buffer>, model_id: &str) -> Result<M
         return Err(Error::invalid(format!("model {model_id} has no tensors; give its model.safetensors")));
     }
     tensors.sort_by(|a: &Tensor, b| (a.slot.layer_id, &a.slot.name).cmp(&(b.slot.layer_id, &b.slot.name)));
-    if let Some([twice, _]) = tensors.array_windows().find(|[a, b]| a.slot == b.slot) {
-        return Err(Error::corrupted(format!(
-            "the checkpoint has {} of layer {} twice",
-            twice.slot.name, twice.slot.layer_id
-        )));
-    }
     config.tie_word_embeddings = !tensors.iter().any(|tensor| tensor.slot.name == "lm_head");
 
     let mut side_files = BTreeMap::new();
@@ -265,6 +261,37 @@ fn matrix(shape: &[usize]) -> Vec<usize> {
     }
 }
 
+/// The first name that a header has twice; a map of it would have the last.
+struct Names {
+    twice: Option<String>,
+}
+
+impl<'de> Deserialize<'de> for Names {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        struct Keys;
+
+        impl<'de> Visitor<'de> for Keys {
+            type Value = Names;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("tensors by name")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Names, A::Error> {
+                let (mut known, mut twice) = (HashSet::new(), None);
+                while let Some((name, IgnoredAny)) = map.next_entry::<String, _>()? {
+                    if let Some(name) = known.replace(name) {
+                        twice = Some(name);
+                    }
+                }
+                Ok(Names { twice })
+            }
+        }
+
+        deserializer.deserialize_map(Keys)
+    }
+}
+
 fn read(file: &str, bytes: &Buffer, config: &ModelConfig, tensors: &mut Vec<Tensor>) -> Result<()> {
     let damaged =
         |error| Error::corrupted(format!("{file} is not a valid safetensors file ({error}); download it again"));
@@ -273,6 +300,10 @@ fn read(file: &str, bytes: &Buffer, config: &ModelConfig, tensors: &mut Vec<Tens
     let (header, metadata) =
         SafeTensors::read_metadata(bytes.as_slice()).map_err(|error| damaged(error.to_string()))?;
     let data_start = header + 8;
+    let names: Names = serde_json::from_slice(&bytes[8..data_start]).map_err(|error| damaged(error.to_string()))?;
+    if let Some(twice) = names.twice {
+        return Err(damaged(format!("it has {twice} twice")));
+    }
     for (name, info) in metadata.tensors() {
         if is_ignored(&name) {
             continue;

@@ -2,7 +2,7 @@
 //!
 //! Invariant: a piece's `weight_data` is a slice of the importer's input buffer; nothing is copied.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use arrow_array::builder::{Int32Builder, ListBuilder};
@@ -100,7 +100,14 @@ pub(super) fn layers(tensors: &[Tensor]) -> Result<(Vec<LayerTable>, i64)> {
     let schema = layer_schema();
     let mut layers: BTreeMap<i32, Vec<RecordBatch>> = BTreeMap::new();
     let mut total_parameters = 0_i64;
+    let mut names = HashSet::new();
     for tensor in tensors {
+        if !names.insert((tensor.slot.layer_id, &tensor.slot.name)) {
+            return Err(Error::corrupted(format!(
+                "the model has {} of layer {} twice",
+                tensor.slot.name, tensor.slot.layer_id
+            )));
+        }
         layers.entry(tensor.slot.layer_id).or_default().extend(tensor.pieces(&schema)?);
         total_parameters += tensor.shape.iter().product::<usize>() as i64;
     }

@@ -1,9 +1,18 @@
 //! Damaged and hostile files: always an error or a model, never a panic.
 
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+
 use arrow_buffer::Buffer;
-use hypr_common::ErrorKind;
+use hypr_common::model::ModelTables;
+use hypr_common::{Error, ErrorKind};
 use hypr_inference::import;
-use hypr_inference::transformer::Transformer;
+use hypr_inference::kv_cache::KvPrecision;
+use hypr_inference::model::Model;
+use hypr_inference::sampler::Sampler;
+use hypr_inference::transformer::{Chunk, Transformer, Workspace};
+use hypr_inference::{GenerateRequest, Sampling};
 use proptest::prelude::*;
 
 use crate::support::*;
@@ -59,6 +68,197 @@ fn a_file_of_another_kind_says_so() {
     let files = [("model.safetensors".to_owned(), Buffer::from_vec(vec![0_u8; 9]))].into();
     let error = import::safetensors(&files, "x").unwrap_err();
     assert!(error.message().contains("config.json"), "{error}");
+}
+
+/// The files of `scripts/make_corpus.py`.
+fn corpus() -> PathBuf {
+    fixture("../corpus")
+}
+
+/// Imports a file of the corpus beside sound ones, opens the model, and where that works takes it through a pass.
+fn take(name: &str, bytes: Vec<u8>) -> hypr_common::Result<()> {
+    let sound = |kind: &str| read(&corpus().join(kind));
+    let tables = match name.split('-').next().unwrap() {
+        "gguf" => import::gguf(Buffer::from_vec(bytes), "hostile")?,
+        kind => {
+            let mut files = [
+                ("model.safetensors".to_owned(), sound("safetensors-sound.safetensors")),
+                ("config.json".to_owned(), sound("config-sound.json")),
+                ("tokenizer.json".to_owned(), sound("tokenizer-sound.json")),
+            ];
+            let at = ["safetensors", "config", "tokenizer"].iter().position(|known| *known == kind).unwrap();
+            files[at].1 = Buffer::from_vec(bytes);
+            import::safetensors(&files.into(), "hostile")?
+        }
+    };
+    run(tables)
+}
+
+/// Opens a model, and computes, chooses and decodes a token of a text.
+fn run(tables: ModelTables) -> hypr_common::Result<()> {
+    let model = Model::open(Arc::new(tables), 32)?;
+    let text = "abc a b <s> aaaaaaaaaaaaaaaaaaaaaaaaaaaaab";
+    let mut tokens = model.encode_prompt(text)?;
+    tokens.truncate(20);
+    model.tokenizer().decode(&tokens)?;
+    if tokens.iter().any(|&token| token as usize >= model.config().vocab_size) {
+        return Err(Error::corrupted("the tokenizer gives tokens that the network does not have"));
+    }
+    if tokens.is_empty() {
+        tokens.push(0);
+    }
+    let kernels = kernels(hypr_tensor::kernels::detect(), 1);
+    let mut cache = model.transformer().new_cache(KvPrecision::F16);
+    let mut work = Workspace::new();
+    let mut batch = [Chunk { tokens: &tokens, cache: Some(&mut cache), logits: true }];
+    model.transformer().forward(&kernels, &mut batch, &mut work)?;
+    for temperature in [0.0, 1.0] {
+        let sampling = Sampling { temperature, top_k: 3, top_p: 0.9, ..GenerateRequest::default().sampling };
+        let token = Sampler::new(sampling, Vec::new(), &tokens).sample(work.logits_mut());
+        model.tokenizer().decode(&[token])?;
+    }
+    Ok(())
+}
+
+/// A corpus file with its part of the message; `None` for a sound one.
+fn expected() -> Vec<(String, Option<String>)> {
+    let expected = json(&corpus().join("expected.json"));
+    let entries = expected.as_object().unwrap().iter();
+    entries.map(|(name, part)| (name.clone(), part.as_str().map(str::to_owned))).collect()
+}
+
+/// What is wrong with the answer to a file, if anything.
+fn judge(name: &str, part: Option<&str>) -> Option<String> {
+    let taken = std::panic::catch_unwind(|| take(name, read(&corpus().join(name)).to_vec()));
+    match (taken, part) {
+        (Err(_), _) => Some(format!("{name}: panics")),
+        (Ok(Ok(())), None) => None,
+        (Ok(Ok(())), Some(part)) => Some(format!("{name}: taken, and should be refused: {part}")),
+        (Ok(Err(error)), Some(part)) if part.split('|').any(|part| error.message().contains(part)) => None,
+        (Ok(Err(error)), _) => Some(format!("{name}: {error} (expected {part:?})")),
+    }
+}
+
+/// In a process that may not reserve more than four gigabytes of addresses, so that a length that is taken on trust ends
+/// it.
+#[cfg(target_os = "linux")]
+#[test]
+fn every_file_of_the_corpus_is_answered_within_little_memory() {
+    let child = Command::new("sh")
+        .args(["-c", "ulimit -v 4000000; exec \"$0\" --exact hostile::child --ignored --nocapture"])
+        .arg(std::env::current_exe().unwrap())
+        .output()
+        .unwrap();
+    let output = String::from_utf8_lossy(&child.stdout).into_owned() + &String::from_utf8_lossy(&child.stderr);
+    assert!(child.status.success() && output.contains("1 passed"), "{output}");
+}
+
+#[test]
+#[ignore = "runs as a process of the test above"]
+fn child() {
+    let files = expected();
+    assert!(files.len() > 150, "{} files", files.len());
+    let wrong: Vec<String> = files.iter().filter_map(|(name, part)| judge(name, part.as_deref())).collect();
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn the_corpus_is_whole_and_its_files_are_small() {
+    let mut known: Vec<String> = expected().into_iter().map(|(name, _)| name).collect();
+    known.push("expected.json".to_owned());
+    known.sort();
+    let mut files: Vec<PathBuf> = std::fs::read_dir(corpus()).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    let name = |path: &PathBuf| path.file_name().unwrap().to_str().unwrap().to_owned();
+    assert_eq!(files.iter().map(name).collect::<Vec<_>>(), known);
+    let size = |path: &Path| std::fs::metadata(path).unwrap().len();
+    assert!(files.iter().all(|path| size(path) < 4096 || path.ends_with("expected.json")));
+}
+
+#[test]
+fn small_files_are_refused_wherever_they_end() {
+    for name in ["gguf-sound.gguf", "safetensors-sound.safetensors", "config-sound.json", "tokenizer-sound.json"] {
+        let whole = read(&corpus().join(name)).to_vec();
+        // What fills a GGUF file's last tensor up to 32 bytes is of no use to anybody.
+        let padding = if name.ends_with(".gguf") { 16 } else { 0 };
+        for len in 0..whole.len() - padding {
+            let error = take(name, whole[..len].to_vec()).expect_err("a truncated file");
+            assert_eq!(error.kind(), ErrorKind::Corrupted, "{name} at {len}: {error}");
+        }
+    }
+}
+
+/// A sound file of each kind.
+fn sound() -> impl Strategy<Value = &'static str> {
+    prop::sample::select(vec![
+        "gguf-sound.gguf",
+        "safetensors-sound.safetensors",
+        "config-sound.json",
+        "tokenizer-sound.json",
+    ])
+}
+
+/// One damage to a file, at a place of its own choice.
+#[derive(Clone, Debug)]
+enum Damage {
+    Byte(u8),
+    Bit(u32),
+    /// A length, an offset or a dimension, as far as 8 bytes are one.
+    Word(u64),
+    Cut,
+    /// A piece of the file once more.
+    Again(usize),
+    Drop(usize),
+}
+
+fn damage() -> impl Strategy<Value = (prop::sample::Index, Damage)> {
+    let word =
+        prop_oneof![Just(0), Just(u64::MAX), Just(1 << 62), Just(1 << 31), Just(u64::from(u32::MAX)), any::<u64>()];
+    let what = prop_oneof![
+        any::<u8>().prop_map(Damage::Byte),
+        (0_u32..8).prop_map(Damage::Bit),
+        word.prop_map(Damage::Word),
+        Just(Damage::Cut),
+        (1_usize..64).prop_map(Damage::Again),
+        (1_usize..64).prop_map(Damage::Drop),
+    ];
+    (any::<prop::sample::Index>(), what)
+}
+
+fn damaged(mut file: Vec<u8>, damages: &[(prop::sample::Index, Damage)]) -> Vec<u8> {
+    for (at, damage) in damages {
+        if file.is_empty() {
+            break;
+        }
+        // Where the structure is, rather than the weights.
+        let at = at.index(file.len().min(1400));
+        let end = |len: usize| (at + len).min(file.len());
+        match *damage {
+            Damage::Byte(byte) => file[at] = byte,
+            Damage::Bit(bit) => file[at] ^= 1 << bit,
+            Damage::Word(word) => {
+                let end = end(8);
+                file[at..end].copy_from_slice(&word.to_le_bytes()[..end - at]);
+            }
+            Damage::Cut => file.truncate(at),
+            Damage::Again(len) => {
+                let piece = file[at..end(len)].to_vec();
+                file.splice(at..at, piece);
+            }
+            Damage::Drop(len) => drop(file.drain(at..end(len))),
+        }
+    }
+    file
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2048))]
+
+    #[test]
+    fn damaged_files_are_an_error_or_a_model((name, damages) in (sound(), prop::collection::vec(damage(), 1..5))) {
+        // Whatever it answers: it answers.
+        let _ = take(name, damaged(read(&corpus().join(name)).to_vec(), &damages));
+    }
 }
 
 proptest! {

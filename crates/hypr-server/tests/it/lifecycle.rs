@@ -1,8 +1,11 @@
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use arrow_array::Array;
 use futures::StreamExt;
 use hypr_common::ErrorKind;
 use hypr_server::Client;
+use hypr_storage::ModelStore;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tonic::Code;
@@ -65,6 +68,43 @@ async fn a_shutdown_lets_running_requests_finish() {
         count += batch.unwrap().num_rows();
     }
     assert_eq!(count, 3_000_000);
+    drop((stream, sql));
+    stopping.await.unwrap().unwrap();
+}
+
+/// Puts a model of random weights where the server finds it.
+fn publish_tiny_model(dir: &Path) {
+    let corpus = PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").unwrap()).join("../hypr-inference/tests/corpus");
+    let files = [
+        ("config.json", "config-sound.json"),
+        ("model.safetensors", "safetensors-sound.safetensors"),
+        ("tokenizer.json", "tokenizer-sound.json"),
+    ];
+    let files = files.map(|(name, file)| (name.to_owned(), std::fs::read(corpus.join(file)).unwrap().into()));
+    let tables = hypr_inference::import::safetensors(&files.into(), "tiny").unwrap();
+    ModelStore::open(dir).unwrap().publish(&tables).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shutdown_lets_answers_be_written_to_their_end() {
+    let dir = tempfile::tempdir().unwrap();
+    publish_tiny_model(dir.path());
+    let mut config = config(dir.path());
+    config.server.drain_timeout_s = 120;
+    let server = Server::start_with(config).await;
+    let mut sql = server.client().await;
+    let query = "SELECT generate_response('a b ' || value, max_tokens => 20) FROM generate_series(1, 3000)";
+    let info = sql.execute(query.to_owned(), None).await.unwrap();
+    let mut stream = sql.do_get(info.endpoint[0].ticket.clone().unwrap()).await.unwrap();
+    let first = stream.next().await.unwrap().unwrap();
+    let stopping = server.begin_stop();
+    let (mut count, mut nulls) = (first.num_rows(), first.column(0).null_count());
+    while let Some(batch) = stream.next().await {
+        let batch = batch.unwrap();
+        count += batch.num_rows();
+        nulls += batch.column(0).null_count();
+    }
+    assert_eq!((count, nulls), (3000, 0));
     drop((stream, sql));
     stopping.await.unwrap().unwrap();
 }

@@ -11,6 +11,7 @@
 //! width is fixed, so a reader checks the bytes before it parses them. Files are in the order of the model's
 //! layers, then side files by name. Readers refuse a `format_version` they do not know.
 
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::Path;
@@ -100,9 +101,23 @@ impl Manifest {
                 ),
             ));
         }
-        if let Some(file) = manifest.files.iter().find(|file| !super::is_plain(&file.name)) {
-            return Err(damaged(path, format!("it names a file '{}'", file.name)));
-        }
+        manifest.check().map_err(|what| damaged(path, what))?;
         Ok(manifest)
+    }
+
+    /// What no writer of this program says: a checksum does not tell who made a file.
+    fn check(&self) -> std::result::Result<(), String> {
+        if let Some(file) = self.files.iter().find(|file| !super::is_plain(&file.name)) {
+            return Err(format!("it names a file '{}'", file.name));
+        }
+        let mut names = HashSet::new();
+        if let Some(twice) = self.files.iter().find(|file| !names.insert(&file.name)) {
+            return Err(format!("it names {} twice", twice.name));
+        }
+        let layers: Vec<i32> = self.files.iter().filter_map(|file| Some(file.layer.as_ref()?.layer_id)).collect();
+        if !layers.is_sorted_by(|a, b| a < b) {
+            return Err("its layers are out of order".to_owned());
+        }
+        Ok(())
     }
 }

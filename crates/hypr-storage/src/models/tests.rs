@@ -178,6 +178,48 @@ fn damage_is_named_and_leaves_other_models_readable() {
 }
 
 #[test]
+fn a_manifest_of_strange_files_is_refused_whatever_its_checksum_says() {
+    type Change = (&'static str, fn(&mut Manifest));
+    let changes: [Change; 8] = [
+        ("it names a file '../../../secret'", |manifest| manifest.files[0].name = "../../../secret".to_owned()),
+        ("it names a file '/etc/passwd'", |manifest| manifest.files[2].name = "/etc/passwd".to_owned()),
+        ("it names a file ''", |manifest| manifest.files[3].name.clear()),
+        ("twice", |manifest| manifest.files[3].name = manifest.files[0].name.clone()),
+        ("out of order", |manifest| manifest.files[0].layer.as_mut().unwrap().layer_id = 7),
+        ("recorded were 18446744073709551615", |manifest| manifest.files[0].bytes = u64::MAX),
+        ("pieces, recorded were", |manifest| manifest.files[0].layer.as_mut().unwrap().pieces = usize::MAX),
+        ("it describes 'm' v9", |manifest| manifest.version = 9),
+    ];
+    for (part, change) in changes {
+        let (dir, store) = store();
+        store.publish(&model("m", 1)).unwrap();
+        let path = dir.path().join("models/m/v1").join(MANIFEST_FILE);
+        let mut manifest = Manifest::read(&path).unwrap();
+        change(&mut manifest);
+        fs::remove_file(&path).unwrap();
+        manifest.write(&path).unwrap();
+        let error = ModelSource::open(&ModelStore::open(dir.path()).unwrap(), "m").unwrap_err();
+        assert!(error.kind() == ErrorKind::Corrupted && error.message().contains(part), "{part}: {error}");
+    }
+}
+
+#[test]
+fn a_model_that_is_released_is_unmapped_and_opens_again() {
+    let (_dir, store) = store();
+    store.publish(&model("m", 5)).unwrap();
+    let first = ModelSource::open(&store, "m").unwrap();
+    assert!(Arc::ptr_eq(&first, &ModelSource::open(&store, "m").unwrap()));
+    let kept = Arc::downgrade(&first);
+    store.release("m");
+    store.release("unknown");
+    let second = ModelSource::open(&store, "m").unwrap();
+    assert!(!Arc::ptr_eq(&first, &second));
+    drop(first);
+    assert!(kept.upgrade().is_none(), "the store holds what it was to release");
+    assert_eq!((second.version, first_weight_byte(&second)), (1, 5));
+}
+
+#[test]
 fn every_damaged_byte_is_an_error_or_found_by_verify() {
     let (dir, store) = store();
     store.publish(&model("m", 1)).unwrap();
