@@ -130,7 +130,7 @@ async fn check_log_and_tables(
     report: &mut CheckReport,
 ) -> Result<()> {
     let (disk, log_dir) = (options.disk.as_ref(), dir.join("wal"));
-    let lance = LanceStore::new(Arc::clone(&options.disk), &dir.join("tables"), options.lance_wrapper.clone())?;
+    let lance = LanceStore::new(&dir.join("tables"), options)?;
     let mut found = match recover_catalog(disk, &log_dir, checkpoint, Torn::Leave) {
         Ok(found) => found,
         Err(error) => {

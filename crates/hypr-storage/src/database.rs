@@ -122,7 +122,7 @@ impl Database {
         let disk = options.disk.as_ref();
         prepare_dir(disk, dir)?;
         let lock = wait_for_lock(dir).await?;
-        let lance = LanceStore::new(Arc::clone(&options.disk), &dir.join("tables"), options.lance_wrapper.clone())?;
+        let lance = LanceStore::new(&dir.join("tables"), &options)?;
         let checkpoint = Checkpoint::read(disk, dir)?;
         let log_dir = dir.join("wal");
         let mut found = recover_catalog(disk, &log_dir, checkpoint, Torn::CutOff)?;
@@ -238,8 +238,7 @@ impl Database {
         let inner = &self.inner;
         let stored = StoredTable::new(id, Uuid::now_v7(), definition)?;
         let dir = table_dir(&inner.dir, &stored);
-        let (disk, clock) = (Arc::clone(&inner.options.disk), Arc::clone(&inner.options.clock));
-        let shared = Arc::new(TableShared::new(stored, dir, disk, clock)?);
+        let shared = Arc::new(TableShared::new(stored, dir, &inner.options, inner.lance.columns())?);
         Ok(Table::new(shared, Arc::clone(&inner.log), Arc::clone(&inner.flush_wanted), limits(&inner.options)))
     }
 
@@ -321,6 +320,11 @@ impl Database {
     /// The models in this directory.
     pub fn models(&self) -> Arc<ModelStore> {
         Arc::clone(&self.inner.models)
+    }
+
+    /// Bytes of decoded columns that are kept in memory, at most [`StorageOptions::column_cache_bytes`].
+    pub fn column_cache_bytes(&self) -> usize {
+        self.inner.lance.columns().bytes()
     }
 
     /// Where this database reads the time.
@@ -535,7 +539,7 @@ pub(crate) async fn open_tables(
     for (id, stored) in stored {
         let table_dir = table_dir(dir, &stored);
         let opened = lance.open(&table_dir).await;
-        let shared = TableShared::new(stored, table_dir, Arc::clone(&options.disk), Arc::clone(&options.clock))?;
+        let shared = TableShared::new(stored, table_dir, options, lance.columns())?;
         match opened {
             Ok(Some((dataset, stamp))) => shared.reset(Some(dataset), stamp),
             Ok(None) => {}

@@ -34,8 +34,10 @@ use object_store14::list::PaginatedListStore;
 use crate::ROW_ID_COLUMN;
 use crate::checksums::{Checksums, DamagedFile, Verified};
 use crate::clustering::Clustering;
+use crate::column_cache::ColumnCache;
 use crate::disk::Disk;
 use crate::evolution::{Evolution, Layout};
+use crate::options::StorageOptions;
 use crate::scan::batch_rows;
 use crate::tail::{DeadRows, is_dead};
 
@@ -81,6 +83,8 @@ pub(crate) struct TableDir {
     pub(crate) dropped: std::sync::atomic::AtomicBool,
     /// How the rows in it are laid out, if the table says so.
     pub(crate) clustering: Option<Clustering>,
+    /// Columns of its files.
+    pub(crate) columns: Arc<ColumnCache>,
 }
 
 impl Drop for TableDir {
@@ -124,16 +128,15 @@ pub(crate) struct LanceStore {
     store_params: ObjectStoreParams,
     disk: Arc<dyn Disk>,
     checksums: Arc<Checksums>,
+    columns: Arc<ColumnCache>,
 }
 
 impl LanceStore {
-    /// The tables in `tables_dir`. `outer` sees every file operation before the disk does (tests).
-    pub(crate) fn new(
-        disk: Arc<dyn Disk>,
-        tables_dir: &Path,
-        outer: Option<Arc<dyn WrappingObjectStore>>,
-    ) -> Result<Self> {
+    /// The tables in `tables_dir`.
+    pub(crate) fn new(tables_dir: &Path, options: &StorageOptions) -> Result<Self> {
+        let disk = Arc::clone(&options.disk);
         let checksums = Arc::new(Checksums::new(Arc::clone(&disk), tables_dir)?);
+        let outer = options.lance_wrapper.clone();
         let files = SyncedFiles { outer, disk: Arc::clone(&disk), checksums: Arc::clone(&checksums) };
         let wrapper: Arc<dyn WrappingObjectStore> = Arc::new(files);
         Ok(Self {
@@ -141,7 +144,13 @@ impl LanceStore {
             store_params: ObjectStoreParams { object_store_wrapper: Some(wrapper), ..Default::default() },
             disk,
             checksums,
+            columns: Arc::new(ColumnCache::new(options.column_cache_bytes)),
         })
+    }
+
+    /// Columns of the files that are kept in memory.
+    pub(crate) fn columns(&self) -> &Arc<ColumnCache> {
+        &self.columns
     }
 
     /// What is recorded of the files of the tables.

@@ -24,6 +24,7 @@ mod catalog;
 mod check;
 mod checksums;
 mod clustering;
+mod column_cache;
 mod compaction;
 mod constraints;
 mod database;

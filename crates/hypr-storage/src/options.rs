@@ -58,6 +58,8 @@ pub struct StorageOptions {
     pub vector_index_threads: usize,
     /// Build and keep vector indexes without being asked. Default true.
     pub background_index: bool,
+    /// Bytes of decoded columns of flushed rows that stay in memory for later reads; 0 keeps none. Default 1 GiB.
+    pub column_cache_bytes: usize,
     /// Where the age of unflushed rows is read from.
     pub clock: Arc<dyn Clock>,
     /// Where the log, the catalog and Lance's files lie.
@@ -89,6 +91,7 @@ impl Default for StorageOptions {
             vector_index_memory_bytes: 4 << 30,
             vector_index_threads: std::thread::available_parallelism().map_or(1, usize::from).min(2),
             background_index: true,
+            column_cache_bytes: 1 << 30,
             clock: Arc::new(SystemClock),
             disk: Arc::new(FileDisk),
             lance_wrapper: None,

@@ -1,4 +1,7 @@
 //! Reading a snapshot: one plan node with a partition for each group of Lance fragments and for the tail.
+//!
+//! A group is read by Lance, or, when all that is wanted of it are narrow columns, from the columns that are kept in
+//! memory ([`crate::column_cache`]). Lance then looks at no filter: the caller checks each again anyway.
 
 use std::fmt;
 use std::sync::Arc;
@@ -16,13 +19,16 @@ use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{
     DisplayAs, DisplayFormatType, ExecutionPlan, Partitioning, PlanProperties, SendableRecordBatchStream,
 };
+use futures::stream::BoxStream;
 use futures::{FutureExt, Stream, StreamExt, TryStreamExt};
 use hypr_common::Result;
 use lance::Dataset;
+use lance::dataset::fragment::FileFragment;
 use lance_table::format::Fragment;
 
 use crate::ROW_ID_COLUMN;
 use crate::checksums::DamagedFile;
+use crate::column_cache;
 use crate::evolution::{Layout, Physical, assemble, physical_columns, stored_fields};
 use crate::lance_store::{lance_error, scan_error};
 use crate::schema::{bare, row_id_field};
@@ -91,7 +97,7 @@ pub(crate) async fn plan_snapshot_with(
         .filter(|filter| supports_filter(schema, filter) != TableProviderFilterPushDown::Unsupported)
         .collect();
     let limit = if pushed.is_empty() { request.limit } else { None };
-    let reads = match &snapshot._dir.clustering {
+    let reads = match &snapshot.dir.clustering {
         Some(clustering) if !pushed.is_empty() && is_today => {
             let (dataset, batches) = (snapshot.dataset.as_ref(), &snapshot.batches);
             let (fragments, batches) = clustering.prune(schema, &pushed, dataset, batches).await;
@@ -153,9 +159,10 @@ async fn plan_parts(
         Some(dataset) => physical_columns(dataset, layout),
         None => Vec::new(),
     };
-    let scan = Scan {
+    let mut scan = Scan {
         layout: layout.clone(),
         physical,
+        kept: None,
         table: table.definition.qualified_name(),
         row_id_at: layout.columns.fields().len(),
         projection: parts.projection,
@@ -166,8 +173,9 @@ async fn plan_parts(
         snapshot,
         reads: parts.reads,
     };
-    let lance = scan.lance_partitions(partitions.max(1)).await?;
-    Ok(Arc::new(TableScanExec::new(scan, lance)))
+    scan.kept = scan.kept_fields();
+    let groups = scan.groups(partitions.max(1)).await?;
+    Ok(Arc::new(TableScanExec::new(scan, groups)))
 }
 
 /// Filters that Lance evaluates for us: comparisons of columns of this table and literals. A parameter becomes a
@@ -218,6 +226,8 @@ struct Scan {
     layout: Layout,
     /// What the Lance version has of each column of the table.
     physical: Vec<Option<Physical>>,
+    /// The numbers in Lance of what is read, when that is kept in memory.
+    kept: Option<Arc<[i32]>>,
     /// Position of the row id in the stored columns.
     row_id_at: usize,
     projection: Vec<usize>,
@@ -244,27 +254,47 @@ impl Reads {
 }
 
 impl Scan {
-    /// One Lance plan for each group of fragments.
-    async fn lance_partitions(&self, partitions: usize) -> Result<Vec<Arc<dyn ExecutionPlan>>> {
+    /// The fields to read, when reading them by columns is the better way.
+    fn kept_fields(&self) -> Option<Arc<[i32]>> {
+        let dataset = self.snapshot.dataset.as_ref()?;
+        let names = self.stored_fields();
+        let fields = column_cache::kept_fields(dataset, names.iter().map(|field| field.name().as_str()))?;
+        // A few rows are no reason to read whole columns.
+        let may_read = self.limit.is_none();
+        let columns = &self.snapshot.dir.columns;
+        columns.admits(dataset, &self.reads.fragments, &fields, may_read).then(|| fields.into())
+    }
+
+    /// The fields that are read of Lance's files, the row id last.
+    fn stored_fields(&self) -> Vec<Field> {
+        let mut fields = stored_fields(&self.physical, &self.projection);
+        if self.needs_row_id() {
+            fields.push(row_id_field());
+        }
+        fields
+    }
+
+    /// The fragments in groups, each with how it is read.
+    async fn groups(&self, partitions: usize) -> Result<Vec<Group>> {
         let Some(dataset) = &self.snapshot.dataset else {
             return Ok(Vec::new());
         };
-        let mut plans = Vec::new();
+        let mut groups = Vec::new();
         for fragments in split_fragments(&self.reads.fragments, partitions) {
-            plans.push(self.lance_plan(dataset, fragments).await?);
+            groups.push(match &self.kept {
+                Some(fields) => Group::Kept { fragments, fields: Arc::clone(fields) },
+                None => Group::Lance(self.lance_plan(dataset, fragments).await?),
+            });
         }
-        Ok(plans)
+        Ok(groups)
     }
 
     async fn lance_plan(&self, dataset: &Arc<Dataset>, fragments: Vec<Fragment>) -> Result<Arc<dyn ExecutionPlan>> {
         let failed = |e| lance_error(&format!("scanning {}", self.table), e);
         let mut scanner = dataset.scan();
-        let mut fields = stored_fields(&self.physical, &self.projection);
-        if self.needs_row_id() {
-            fields.push(row_id_field());
-        }
         // By schema and not by name: Lance reads names as expressions.
-        let columns = lance_core::datatypes::Schema::try_from(&bare(&Schema::new(fields))).map_err(failed)?;
+        let fields = Schema::new(self.stored_fields());
+        let columns = lance_core::datatypes::Schema::try_from(&bare(&fields)).map_err(failed)?;
         scanner
             .project_with_schema(&columns)
             .map_err(failed)?
@@ -313,6 +343,27 @@ impl Scan {
             Ok(Transformed::yes(Expr::Column(datafusion::common::Column::new_unqualified(name))))
         });
         renamed.ok().filter(|_| known).map(|renamed| renamed.data)
+    }
+
+    /// The rows of a fragment from the columns that are kept, in the form of [`Self::lance_plan`]; none where one of
+    /// them cannot be kept.
+    async fn kept_rows(&self, fragment: Fragment, fields: &[i32]) -> Result<Option<Vec<RecordBatch>>> {
+        let Some(dataset) = &self.snapshot.dataset else { return Ok(None) };
+        let Some(columns) = self.snapshot.dir.columns.read(dataset, &fragment, fields).await? else {
+            return Ok(None);
+        };
+        let rows = columns.iter().map(|column| column.len()).min().unwrap_or(0);
+        let fields: Vec<Field> = self.stored_fields().into_iter().map(|field| field.with_nullable(true)).collect();
+        let batch = RecordBatch::try_new(Arc::new(bare(&Schema::new(fields))), columns)?;
+        let failed = |e| lance_error(&format!("scanning {}", self.table), e);
+        let deleted = FileFragment::new(Arc::clone(dataset), fragment).get_deletion_vector().await.map_err(failed)?;
+        let slice = |start: usize| -> Result<RecordBatch> {
+            let piece = batch.slice(start, BATCH_ROWS.min(rows - start));
+            let Some(deleted) = &deleted else { return Ok(piece) };
+            let lives = (start..start + piece.num_rows()).map(|row| Some(!deleted.contains(row as u32)));
+            Ok(arrow_select::filter::filter_record_batch(&piece, &lives.collect())?)
+        };
+        (0..rows).step_by(BATCH_ROWS).map(slice).collect::<Result<_>>().map(Some)
     }
 
     /// A batch of [`Self::lance_plan`] without dead rows, in the output's form.
@@ -399,46 +450,76 @@ fn split_fragments(fragments: &[Fragment], partitions: usize) -> Vec<Vec<Fragmen
     groups
 }
 
+/// Fragments that are one partition.
+#[derive(Debug)]
+enum Group {
+    Lance(Arc<dyn ExecutionPlan>),
+    /// From the columns that are kept in memory, or come there.
+    Kept {
+        fragments: Vec<Fragment>,
+        fields: Arc<[i32]>,
+    },
+}
+
+type Rows = BoxStream<'static, Result<RecordBatch, DataFusionError>>;
+
 /// The plan node of a table scan.
 #[derive(Debug)]
 pub struct TableScanExec {
     scan: Arc<Scan>,
-    lance: Vec<Arc<dyn ExecutionPlan>>,
+    groups: Vec<Group>,
     properties: Arc<PlanProperties>,
     metrics: ExecutionPlanMetricsSet,
 }
 
 impl TableScanExec {
-    fn new(scan: Scan, lance: Vec<Arc<dyn ExecutionPlan>>) -> Self {
+    fn new(scan: Scan, groups: Vec<Group>) -> Self {
         let tail = usize::from(!scan.reads.batches.is_empty());
-        let partitions = (lance.len() + tail).max(1);
+        let partitions = (groups.len() + tail).max(1);
         let properties = PlanProperties::new(
             EquivalenceProperties::new(Arc::clone(&scan.output)),
             Partitioning::UnknownPartitioning(partitions),
             EmissionType::Incremental,
             Boundedness::Bounded,
         );
-        Self { scan: Arc::new(scan), lance, properties: Arc::new(properties), metrics: ExecutionPlanMetricsSet::new() }
+        Self { scan: Arc::new(scan), groups, properties: Arc::new(properties), metrics: ExecutionPlanMetricsSet::new() }
     }
 
     fn lance_stream(
-        &self,
+        scan: Arc<Scan>,
         plan: &Arc<dyn ExecutionPlan>,
-        context: Arc<TaskContext>,
-    ) -> Result<impl Stream<Item = Result<RecordBatch, DataFusionError>> + Send + use<>, DataFusionError> {
-        let scan = Arc::clone(&self.scan);
+        context: &Arc<TaskContext>,
+    ) -> Result<Rows, DataFusionError> {
         let parts = plan.properties().output_partitioning().partition_count();
-        let streams = (0..parts).map(|part| plan.execute(part, Arc::clone(&context))).collect::<Result<Vec<_>, _>>()?;
+        let streams = (0..parts).map(|part| plan.execute(part, Arc::clone(context))).collect::<Result<Vec<_>, _>>()?;
         let finished = futures::stream::iter(streams)
             .flatten()
             .map(move |batch| scan.finish_lance(&batch.map_err(|error| scan.name_damage(error))?));
         // Compressed files say little about the size of their rows.
-        Ok(finished.flat_map(|batch| {
+        let cut = finished.flat_map(|batch| {
             futures::stream::iter(match batch {
                 Ok(batch) => pieces(&batch, batch.get_array_memory_size()).into_iter().map(Ok).collect(),
                 Err(error) => vec![Err(error)],
             })
-        }))
+        });
+        Ok(cut.boxed())
+    }
+
+    fn kept_stream(scan: Arc<Scan>, fragments: Vec<Fragment>, fields: Arc<[i32]>, context: Arc<TaskContext>) -> Rows {
+        let rows_of = move |fragment: Fragment| {
+            let (scan, fields, context) = (Arc::clone(&scan), Arc::clone(&fields), Arc::clone(&context));
+            async move {
+                let external = |error| DataFusionError::External(Box::new(error));
+                if let Some(rows) = scan.kept_rows(fragment.clone(), &fields).await.map_err(external)? {
+                    return Ok(futures::stream::iter(rows).map(move |rows| scan.finish_lance(&rows)).boxed());
+                }
+                let dataset = scan.snapshot.dataset.as_ref();
+                let dataset = dataset.ok_or_else(|| DataFusionError::Internal("fragments of no files".to_owned()))?;
+                let plan = scan.lance_plan(dataset, vec![fragment]).await.map_err(external)?;
+                Self::lance_stream(scan, &plan, &context)
+            }
+        };
+        futures::stream::iter(fragments).then(rows_of).try_flatten().boxed()
     }
 
     fn tail_stream(&self) -> impl Stream<Item = Result<RecordBatch, DataFusionError>> + Send + use<> {
@@ -466,7 +547,7 @@ impl DisplayAs for TableScanExec {
             write!(f, ", version={}, fragments={}", dataset.manifest().version, dataset.fragments().len())?;
         }
         write!(f, ", tail_rows={tail}")?;
-        if snapshot._dir.clustering.is_none() {
+        if snapshot.dir.clustering.is_none() {
             return Ok(());
         }
         let (reads, total) = (&self.scan.reads, Reads::all(snapshot));
@@ -503,8 +584,12 @@ impl ExecutionPlan for TableScanExec {
         context: Arc<TaskContext>,
     ) -> Result<SendableRecordBatchStream, DataFusionError> {
         let metrics = BaselineMetrics::new(&self.metrics, partition);
-        let stream = match self.lance.get(partition) {
-            Some(plan) => self.lance_stream(plan, context)?.boxed(),
+        let scan = Arc::clone(&self.scan);
+        let stream = match self.groups.get(partition) {
+            Some(Group::Lance(plan)) => Self::lance_stream(scan, plan, &context)?,
+            Some(Group::Kept { fragments, fields }) => {
+                Self::kept_stream(scan, fragments.clone(), Arc::clone(fields), context)
+            }
             None => self.tail_stream().boxed(),
         };
         let counted = stream.inspect_ok(move |batch| metrics.record_output(batch.num_rows()));

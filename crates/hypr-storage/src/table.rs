@@ -17,11 +17,12 @@ use tokio::sync::{Notify, OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 use crate::ann::{IndexLimits, VectorIndexes};
 use crate::catalog::{StoredTable, TableDefinition};
 use crate::clustering::Clustering;
+use crate::column_cache::ColumnCache;
 use crate::constraints::Constraints;
-use crate::disk::Disk;
 use crate::evolution::Layout;
 use crate::key_index::{Claims, KeyIndex, KeyKind, Reservation};
 use crate::lance_store::{Stamp, TableDir, scan_error};
+use crate::options::StorageOptions;
 use crate::point::Before;
 use crate::row_feed::RowFeed;
 use crate::scan::{self, ScanRequest};
@@ -82,10 +83,16 @@ pub(crate) struct TableShared {
 impl TableShared {
     /// # Errors
     /// `Corrupted` for a definition that this crate did not write.
-    pub(crate) fn new(stored: StoredTable, dir: PathBuf, disk: Arc<dyn Disk>, clock: Arc<dyn Clock>) -> Result<Self> {
+    pub(crate) fn new(
+        stored: StoredTable,
+        dir: PathBuf,
+        options: &StorageOptions,
+        columns: &Arc<ColumnCache>,
+    ) -> Result<Self> {
         let clustering = Clustering::of(&stored.definition(), &dir);
-        let dir = Arc::new(TableDir { path: dir, disk, dropped: AtomicBool::new(false), clustering });
-        Self::with_tail(stored, dir, clock, Tail::new(None, 0))
+        let (disk, columns) = (Arc::clone(&options.disk), Arc::clone(columns));
+        let dir = Arc::new(TableDir { path: dir, disk, dropped: AtomicBool::new(false), clustering, columns });
+        Self::with_tail(stored, dir, Arc::clone(&options.clock), Tail::new(None, 0))
     }
 
     /// The state of the same table after an `ALTER`, which nobody else may change meanwhile.

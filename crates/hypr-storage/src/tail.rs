@@ -78,7 +78,7 @@ pub(crate) struct Snapshot {
     pub(crate) batches: Vec<Arc<TailBatch>>,
     pub(crate) dead: Vec<DeadRows>,
     /// Keeps the files of a dropped table until its last reader is done.
-    pub(crate) _dir: Arc<TableDir>,
+    pub(crate) dir: Arc<TableDir>,
 }
 
 impl Snapshot {
@@ -88,7 +88,7 @@ impl Snapshot {
             dataset: self.dataset.clone(),
             batches: self.batches.iter().chain(&own.batches).cloned().collect(),
             dead: self.dead.iter().chain(&own.dead).cloned().collect(),
-            _dir: Arc::clone(&self._dir),
+            dir: Arc::clone(&self.dir),
         }
     }
 
@@ -291,7 +291,7 @@ impl Tail {
             dataset: self.dataset.clone(),
             batches: self.batches.clone(),
             dead: self.dead.clone(),
-            _dir: Arc::clone(dir),
+            dir: Arc::clone(dir),
         }
     }
 

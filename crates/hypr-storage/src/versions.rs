@@ -220,7 +220,7 @@ impl Database {
                 dataset: Some(dataset),
                 batches: Vec::new(),
                 dead: Vec::new(),
-                _dir: Arc::clone(&shared.dir),
+                dir: Arc::clone(&shared.dir),
             }),
         })
     }

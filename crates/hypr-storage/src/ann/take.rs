@@ -10,6 +10,7 @@ use lance::dataset::ProjectionRequest;
 
 use super::nearest::PinnedTable;
 use super::places::Place;
+use crate::column_cache::kept_fields;
 use crate::evolution::{assemble, physical_columns, stored_fields};
 use crate::lance_store::lance_error;
 use crate::schema::row_id_field;
@@ -68,17 +69,27 @@ impl PinnedTable {
         if with_row_id || fields.is_empty() {
             fields.push(row_id_field());
         }
-        let columns = lance_core::datatypes::Schema::try_from(&Schema::new(fields)).map_err(failed)?;
-        let taken =
-            dataset.take_rows(addresses, ProjectionRequest::from_schema(columns)).boxed().await.map_err(failed)?;
-        if taken.num_rows() != addresses.len() {
-            return Err(Error::internal(format!("{} rows were read of {}", taken.num_rows(), addresses.len())));
-        }
-        let mut columns = assemble(layout, &physical, projection, taken.columns(), addresses.len())?;
+        let kept = match kept_fields(dataset, fields.iter().map(|field| field.name().as_str())) {
+            Some(kept) => self.snapshot.dir.columns.take(dataset, addresses, &kept).await?,
+            None => None,
+        };
+        let taken = match kept {
+            Some(columns) => columns,
+            None => {
+                let columns = lance_core::datatypes::Schema::try_from(&Schema::new(fields)).map_err(failed)?;
+                let columns = ProjectionRequest::from_schema(columns);
+                let taken = dataset.take_rows(addresses, columns).boxed().await.map_err(failed)?;
+                if taken.num_rows() != addresses.len() {
+                    return Err(Error::internal(format!("{} rows were read of {}", taken.num_rows(), addresses.len())));
+                }
+                taken.columns().to_vec()
+            }
+        };
+        let mut columns = assemble(layout, &physical, projection, &taken, addresses.len())?;
         let mut fields = self.schema().project(projection)?.fields().to_vec();
         if with_row_id {
             fields.push(Arc::new(row_id_field()));
-            columns.extend(taken.columns().last().cloned());
+            columns.extend(taken.last().cloned());
         }
         Ok(RecordBatch::try_new(Arc::new(Schema::new(fields)), columns)?)
     }

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod alter;
+mod columns;
 mod corruption;
 mod faults;
 mod flushes;

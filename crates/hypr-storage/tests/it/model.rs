@@ -31,8 +31,9 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-fn options() -> StorageOptions {
+fn options(column_cache_bytes: usize) -> StorageOptions {
     StorageOptions {
+        column_cache_bytes,
         segment_bytes: 2048,
         compaction_fan_in: 3,
         version_retention: std::time::Duration::ZERO,
@@ -40,7 +41,8 @@ fn options() -> StorageOptions {
     }
 }
 
-async fn check(ops: Vec<Op>) {
+async fn check(ops: Vec<Op>, column_cache_bytes: usize) {
+    let options = || options(column_cache_bytes);
     let mut dir = tempdir().unwrap();
     let mut db = Database::open(dir.path(), options()).await.unwrap();
     db.create_table(definition("t", columns(), &["id"]), false).await.unwrap();
@@ -95,8 +97,12 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
 
     #[test]
-    fn a_table_is_a_map(ops in prop::collection::vec(op(), 1..30)) {
+    fn a_table_is_a_map(
+        ops in prop::collection::vec(op(), 1..30),
+        // Nothing is kept, some columns are too large and others go again, everything is.
+        column_cache_bytes in prop::sample::select(vec![0, 4096, 1 << 30]),
+    ) {
         let runtime = tokio::runtime::Runtime::new().unwrap();
-        runtime.block_on(check(ops));
+        runtime.block_on(check(ops, column_cache_bytes));
     }
 }

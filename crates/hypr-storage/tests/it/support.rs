@@ -17,6 +17,11 @@ pub fn manual() -> StorageOptions {
     StorageOptions { background_flush: false, ..Default::default() }
 }
 
+/// Those, and every scan is one of Lance.
+pub fn uncached() -> StorageOptions {
+    StorageOptions { column_cache_bytes: 0, ..manual() }
+}
+
 pub fn columns() -> SchemaRef {
     Arc::new(Schema::new(vec![Field::new("id", DataType::Int64, false), Field::new("body", DataType::Utf8, true)]))
 }

@@ -15,10 +15,10 @@ use datafusion::prelude::{ident, lit};
 use half::f16;
 use hypr_common::ErrorKind;
 use hypr_common::types::{dynamic_vector_field, json_field, vector_field};
-use hypr_storage::ScanRequest;
+use hypr_storage::{Database, ScanRequest};
 use tempfile::tempdir;
 
-use crate::support::{crash, definition, open, read};
+use crate::support::{crash, definition, open, read, uncached};
 
 /// Three rows a column: a value, a NULL, and an empty or extreme value.
 fn one_of_each() -> Vec<(Field, ArrayRef)> {
@@ -159,7 +159,7 @@ async fn column_names_are_any_text_but_the_reserved() {
     let schema = Arc::new(Schema::new(names.map(|name| Field::new(name, DataType::Int64, false)).to_vec()));
     let columns = (0..names.len() as i64).map(|at| Arc::new(Int64Array::from(vec![at, at + 100])) as ArrayRef);
     let batch = RecordBatch::try_new(Arc::clone(&schema), columns.collect()).unwrap();
-    let db = open(dir.path()).await;
+    let db = Database::open(dir.path(), uncached()).await.unwrap();
     db.create_table(definition("t", Arc::clone(&schema), &["my col", "a\"b"]), false).await.unwrap();
     let table = db.table("public", "t").unwrap();
     table.insert(vec![batch.clone()]).await.unwrap();

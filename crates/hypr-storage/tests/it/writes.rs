@@ -12,7 +12,9 @@ use hypr_common::types::{json_field, vector_field};
 use hypr_storage::{Database, ScanRequest};
 use tempfile::tempdir;
 
-use crate::support::{contents, definition, delete, expected, keyed, mutate, open, read, replace, row_ids, rows};
+use crate::support::{
+    columns, contents, definition, delete, expected, keyed, mutate, open, read, replace, row_ids, rows, uncached,
+};
 
 #[tokio::test]
 async fn an_acknowledged_row_is_visible_and_survives() {
@@ -196,7 +198,9 @@ async fn vectors_and_json_come_back_with_their_types() {
 #[tokio::test]
 async fn projections_filters_limits_and_row_ids() {
     let dir = tempdir().unwrap();
-    let (db, table) = keyed(dir.path()).await;
+    let db = Database::open(dir.path(), uncached()).await.unwrap();
+    db.create_table(definition("t", columns(), &["id"]), false).await.unwrap();
+    let table = db.table("public", "t").unwrap();
     table.insert(vec![rows(0..1000, "a")]).await.unwrap();
     db.flush().await.unwrap();
     table.insert(vec![rows(1000..1100, "a")]).await.unwrap();
