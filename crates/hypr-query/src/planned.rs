@@ -16,13 +16,16 @@ use datafusion::common::config::ConfigOptions;
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
 use datafusion::common::{DFSchema, DFSchemaRef, Result as DfResult, ScalarValue};
 use datafusion::execution::SessionState;
+use datafusion::execution::session_state::SessionStateBuilder;
 use datafusion::logical_expr::expr_rewriter::NamePreserver;
 use datafusion::logical_expr::simplify::SimplifyContext;
 use datafusion::logical_expr::{Expr, LogicalPlan, Volatility};
 use datafusion::optimizer::simplify_expressions::ExprSimplifier;
-use datafusion::physical_plan::ExecutionPlan;
+use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties};
+use datafusion::physical_planner::DefaultPhysicalPlanner;
 use futures::FutureExt;
 use hypr_common::Result;
+use hypr_storage::TableScanExec;
 use parking_lot::Mutex;
 
 use crate::catalog::StoredTable;
@@ -40,7 +43,15 @@ pub(crate) struct Planned {
     options: Arc<ConfigOptions>,
     catalog_position: u64,
     /// `logical` optimized; none where that needs values.
-    optimized: OnceLock<Option<LogicalPlan>>,
+    optimized: OnceLock<Option<Optimized>>,
+}
+
+#[derive(Debug)]
+struct Optimized {
+    plan: LogicalPlan,
+    /// The state without rules for physical plans, where the plan may not need them: they spread work over partitions,
+    /// and when all that is read is a few rows they take longer than the rest.
+    without_rules: Option<SessionState>,
 }
 
 impl Planned {
@@ -59,8 +70,49 @@ impl Planned {
             return state.create_physical_plan(&logical).boxed().await.map_err(error::from_datafusion);
         };
         let values = prepared::values(&self.types, params, row)?;
-        let bound = bind_optimized(state, optimized.clone(), &values).map_err(error::from_datafusion)?;
-        state.query_planner().create_physical_plan(&bound, state).boxed().await.map_err(error::from_datafusion)
+        optimized.physical(state, &values).boxed().await.map_err(error::from_datafusion)
+    }
+}
+
+impl Optimized {
+    fn of(state: &SessionState, plan: LogicalPlan) -> Self {
+        let without_rules = holds_for_all(&plan, is_row_by_row).then(|| {
+            SessionStateBuilder::new_from_existing(state.clone()).with_physical_optimizer_rules(Vec::new()).build()
+        });
+        Self { plan, without_rules }
+    }
+
+    async fn physical(&self, state: &SessionState, values: &[ScalarValue]) -> DfResult<Arc<dyn ExecutionPlan>> {
+        let bound = bind_optimized(state, self.plan.clone(), values)?;
+        let Some(without_rules) = &self.without_rules else {
+            return state.query_planner().create_physical_plan(&bound, state).await;
+        };
+        let plan = without_rules.query_planner().create_physical_plan(&bound, without_rules).await?;
+        if finds_rows(&plan) {
+            return Ok(plan);
+        }
+        DefaultPhysicalPlanner::default().optimize_physical_plan(plan, state, |_, _| {})
+    }
+}
+
+/// Nodes that need nothing of their input but that it is one partition.
+fn is_row_by_row(node: &LogicalPlan) -> bool {
+    matches!(
+        node,
+        LogicalPlan::Projection(_)
+            | LogicalPlan::Filter(_)
+            | LogicalPlan::Sort(_)
+            | LogicalPlan::Limit(_)
+            | LogicalPlan::SubqueryAlias(_)
+            | LogicalPlan::TableScan(_)
+    )
+}
+
+/// True when what is read are rows that an index names, in one partition.
+fn finds_rows(plan: &Arc<dyn ExecutionPlan>) -> bool {
+    match plan.children().as_slice() {
+        [] => !plan.is::<TableScanExec>() && plan.output_partitioning().partition_count() == 1,
+        inputs => inputs.iter().all(|input| finds_rows(input)),
     }
 }
 
@@ -156,12 +208,13 @@ fn holds_for_all(plan: &LogicalPlan, holds: impl Fn(&LogicalPlan) -> bool) -> bo
 }
 
 /// `plan` optimized for all values; none where they, or the time, decide.
-fn optimized(state: &SessionState, plan: &LogicalPlan) -> Option<LogicalPlan> {
+fn optimized(state: &SessionState, plan: &LogicalPlan) -> Option<Optimized> {
     if !holds_for_all(plan, |node| !needs_values(node)) {
         return None;
     }
     let optimized = state.optimize(plan).ok()?;
-    holds_for_all(&optimized, |node| !matches!(node, LogicalPlan::Extension(_))).then_some(optimized)
+    let is_bindable = holds_for_all(&optimized, |node| !matches!(node, LogicalPlan::Extension(_)));
+    is_bindable.then(|| Optimized::of(state, optimized))
 }
 
 /// True for a node whose optimization depends on what a parameter is, or on the time.

@@ -177,6 +177,8 @@ impl Session {
         if let Action::Set(set) = &plan.action {
             return set.run(self);
         }
+        // A statement that finds all it needs in memory waits for nothing: others must have their turn.
+        tokio::task::coop::consume_budget().await;
         let session = self.now()?;
         if session.catalog.transaction().is_some() {
             check_inside(&plan.action, &plan.statement)?;
