@@ -7,15 +7,17 @@ use std::sync::Arc;
 use arrow_buffer::Buffer;
 use hypr_common::model::ModelTables;
 use hypr_common::{Error, ErrorKind};
+use hypr_inference::encoder::Encoder;
 use hypr_inference::import;
 use hypr_inference::kv_cache::KvPrecision;
 use hypr_inference::model::Model;
 use hypr_inference::sampler::Sampler;
 use hypr_inference::transformer::{Chunk, Transformer, Workspace};
-use hypr_inference::{GenerateRequest, Sampling};
+use hypr_inference::{EmbedInput, GenerateRequest, Sampling};
 use proptest::prelude::*;
+use serde_json::{Value, json};
 
-use crate::support::*;
+use crate::support::{checkpoint, fixture, kernels, read};
 
 /// Imports and opens what can be opened.
 fn gguf(bytes: Vec<u8>) -> hypr_common::Result<()> {
@@ -122,7 +124,7 @@ fn run(tables: ModelTables) -> hypr_common::Result<()> {
 
 /// A corpus file with its part of the message; `None` for a sound one.
 fn expected() -> Vec<(String, Option<String>)> {
-    let expected = json(&corpus().join("expected.json"));
+    let expected = crate::support::json(&corpus().join("expected.json"));
     let entries = expected.as_object().unwrap().iter();
     entries.map(|(name, part)| (name.clone(), part.as_str().map(str::to_owned))).collect()
 }
@@ -249,6 +251,107 @@ fn damaged(mut file: Vec<u8>, damages: &[(prop::sample::Index, Damage)]) -> Vec<
         }
     }
     file
+}
+
+/// The places of all values below `value`.
+fn places(value: &Value, at: &str, found: &mut Vec<String>) {
+    found.push(at.to_owned());
+    match value {
+        Value::Object(fields) => fields.iter().for_each(|(key, value)| places(value, &format!("{at}/{key}"), found)),
+        Value::Array(items) => {
+            items.iter().enumerate().for_each(|(i, value)| places(value, &format!("{at}/{i}"), found));
+        }
+        _ => {}
+    }
+}
+
+/// What no sound file says somewhere.
+fn strange() -> impl Strategy<Value = Value> {
+    prop::sample::select(vec![
+        Value::Null,
+        json!(true),
+        json!(0),
+        json!(-1),
+        json!(1),
+        json!(3),
+        json!(1.5),
+        json!(16384),
+        json!(16_777_216),
+        json!(u32::MAX),
+        json!(u64::MAX),
+        json!(1e300),
+        json!(-1e-300),
+        json!(""),
+        json!("gelu_new"),
+        json!("llama"),
+        json!([]),
+        json!([0, -1, 1e9]),
+        json!({}),
+        json!({"height": 16384, "width": 16384}),
+        json!({"longest_edge": 1}),
+    ])
+}
+
+/// A checkpoint of another family, with its settings changed at some places.
+fn changed(network: &str, changes: &[(prop::sample::Index, Value)]) -> hypr_common::Result<()> {
+    let mut files = checkpoint(&fixture(network));
+    files.entry("tokenizer.json".to_owned()).or_insert_with(crate::engine::tokenizer);
+    let settings = ["config.json", "preprocessor_config.json", "tokenizer.json"];
+    for name in settings {
+        let path = fixture(network).join(name);
+        if path.exists() {
+            files.insert(name.to_owned(), read(&path));
+        }
+    }
+    for (at, value) in changes {
+        let present: Vec<&str> = settings.into_iter().filter(|name| files.contains_key(*name)).collect();
+        let name = *at.get(&present);
+        let mut document: Value = serde_json::from_slice(&files[name]).unwrap();
+        let mut found = Vec::new();
+        places(&document, "", &mut found);
+        let place: &String = at.get(&found);
+        *document.pointer_mut(place).unwrap() = value.clone();
+        files.insert(name.to_owned(), Buffer::from_vec(document.to_string().into_bytes()));
+    }
+    let tables = Arc::new(import::safetensors(&files, "hostile")?);
+    let encoder = match Encoder::open(&tables, 32)? {
+        Some(encoder) => encoder,
+        None => Encoder::Text(Arc::new(Model::open(tables, 32)?)),
+    };
+    let picture = std::fs::read(fixture("picture.png")).unwrap();
+    let kernels = kernels(hypr_tensor::kernels::detect(), 1);
+    for input in [EmbedInput::Text("w1 w2 ab".into()), EmbedInput::Binary(Buffer::from_vec(picture))] {
+        // One of the two is of another kind than the model takes, and a network that generates embeds nothing.
+        if let Ok(prepared) = encoder.prepare(&input) {
+            let _ = encoder.embed(&kernels, &[&prepared], true, &mut Workspace::new());
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn checkpoints_of_other_families_are_sound_before_they_are_changed() {
+    for network in NETWORKS {
+        changed(network, &[]).unwrap();
+    }
+}
+
+const NETWORKS: [&str; 6] = ["tiny-bert", "tiny-clip", "tiny-vit", "tiny-qwen2", "tiny-qwen3", "tiny-llama3"];
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1024))]
+
+    #[test]
+    fn strange_settings_are_an_error_or_a_model(
+        network in prop::sample::select(NETWORKS.to_vec()),
+        changes in prop::collection::vec((any::<prop::sample::Index>(), strange()), 1..4),
+    ) {
+        // As above. A message, where there is one, says something.
+        if let Err(error) = changed(network, &changes) {
+            assert!(error.message().len() > 10, "{error}");
+            assert!(error.kind() != ErrorKind::Internal, "{error}");
+        }
+    }
 }
 
 proptest! {
