@@ -37,10 +37,15 @@ impl Rules {
     /// When an expression of the catalog is not understood.
     pub(crate) fn of(session: &Session, state: &SessionState, table: &Table) -> Result<Self> {
         let constraints = table.constraints();
-        if *constraints == Constraints::default() {
+        if Self::are_none(table) {
             return Ok(Self::default());
         }
         Self::new(session, state, &table.definition().name, &table.schema(), constraints)
+    }
+
+    /// True for a table without rules.
+    pub(crate) fn are_none(table: &Table) -> bool {
+        *table.constraints() == Constraints::default()
     }
 
     /// The rules of a table of `columns`.

@@ -182,6 +182,18 @@ impl Insert {
     ) -> Result<()> {
         let target = session.catalog().stored(&self.table)?;
         self.check_width(&target)?;
+        if let Source::Parameters(parameters) = &self.source
+            && params.num_columns() > 0
+            && self.returning.is_none()
+            && Rules::are_none(&target)
+        {
+            // Rows as they came: nothing is planned, so there is no need of a state.
+            let rows = self.bound_rows(&target.schema(), &Rules::default(), parameters, params)?;
+            if rows.num_rows() > 0 {
+                done.affected = target.insert(vec![rows]).await?;
+            }
+            return Ok(());
+        }
         let state = session.statement_state();
         let rules = Rules::of(session, &state, &target)?;
         let batches = self.proposed(session, &state, plan, &target, &rules, params).await?;
