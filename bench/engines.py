@@ -2,7 +2,7 @@
 
     python bench/engines.py GGUF HYPRSTREAM_BENCH [--threads 2] [--prefill 512] [--decode 128] [--rounds 5]
 
-HYPRSTREAM_BENCH is the executable of `crates/hypr-inference/benches/generate.rs`, which bench/run.sh builds. The
+HYPRSTREAM_BENCH is the executable of `crates/hyprstream/benches/generate.rs`, which bench/run.sh builds. The
 two take turns, each in a process of its own, so that whatever else the machine does falls on both. A round is the
 better of two in its process, since the first one warms up. Prints one JSON object: medians, ratios and all rounds.
 """

@@ -1,11 +1,13 @@
 """Questions over a book, side by side: Hyprstream, and a vector database, an embedding runtime and a model server.
 
-    python bench/rag.py BINARY MODELS SOURCES MINILM_ONNX [--seconds 5] [--threads 2]
+    python bench/rag.py BINARY MODELS SOURCES MINILM_ONNX [--seconds 5] [--threads 2] [--embedding Q8_0]
 
 Both stacks hold the same 1,310 passages of about 80 words and the descriptions of 16 pictures, embed them with the same
 all-MiniLM-L6-v2 and answer with the same SmolLM2-135M (Q4_1), with the same number of threads:
 
-- Hyprstream: the release build BINARY, one server, asked over ADBC with prepared SQL.
+- Hyprstream: the release build BINARY, one server, asked over ADBC with prepared SQL; MiniLM's matrices as `model convert`
+  makes them of the same file (`--embedding Q8_0`, or `F32` for the file as it is). It keeps no answers of models: the
+  questions repeat.
 - glued: one Python process with lancedb, ONNX Runtime and llama.cpp (llama-cpp-python), called directly, without a wire.
 
 MODELS is where scripts/fetch_models.sh put the models, SOURCES what demo/fetch_data.sh left, MINILM_ONNX what
@@ -16,11 +18,13 @@ bench/export_minilm.py wrote. Measured, one stack after the other:
 - searchable: from the text of a new passage to the first search that finds it
 - answer: a question to an answer from its two nearest passages, of 48 tokens at most, by the model's chat template
 
-Both must find the same passages, or the run fails. Prints one JSON object.
+Nine of ten passages that they find must be the same, or the run fails (what is about as near changes places when weights
+are rounded). Prints one JSON object.
 """
 
 import argparse
 import json
+import os
 import pathlib
 import statistics
 import subprocess
@@ -39,6 +43,7 @@ import images
 from server import Server
 
 K, ANSWER_TOKENS, CONTEXT = 5, 48, 2
+MODEL = "embedder"
 CLIENTS = (1, 8, 32)
 QUESTIONS = [
     "Where was the blue carbuncle found?",
@@ -64,28 +69,33 @@ PROMPT = "Context:\n{}\n\nQuestion: {}\nAnswer:"
 class Hyprstream:
     """One server, one connection a client."""
 
-    nearest = "FROM passages ORDER BY cosine_distance(embedding, embed(?, model => 'minilm')) LIMIT"
+    nearest = f"FROM passages ORDER BY cosine_distance(embedding, embed(?, model => '{MODEL}')) LIMIT"
     text = f"SELECT id, body {nearest} {K}"
-    mixed = f"""SELECT id, body, cosine_distance(embedding, embed(?, model => 'minilm')) AS distance FROM passages
-        UNION ALL SELECT id, body, cosine_distance(embedding, embed(?, model => 'minilm')) FROM pictures
-        ORDER BY distance LIMIT {K}"""
-    insert = "INSERT INTO passages (id, body, embedding) VALUES (?, ?, embed(?, model => 'minilm'))"
+    of_table = f"""(SELECT id, body, cosine_distance(embedding, embed(?, model => '{MODEL}')) AS distance FROM {{}}
+        ORDER BY distance LIMIT {K})"""
+    mixed = f"{of_table} UNION ALL {of_table} ORDER BY distance LIMIT {K}".format("passages", "pictures")
+    insert = f"INSERT INTO passages (id, body, embedding) VALUES (?, ?, embed(?, model => '{MODEL}'))"
     generate = f"SELECT GENERATE_RESPONSE(?, model => 'smollm2', max_tokens => {ANSWER_TOKENS}, temperature => 0.0)"
 
     def __init__(self, arguments, directory: pathlib.Path, passages, pictures):
         data = directory / "data"
-        for name, source in (("minilm", "all-minilm-l6-v2"), ("smollm2", "smollm2-135m-instruct")):
+        imported = MODEL if arguments.embedding == "F32" else "minilm"
+        for name, source in ((imported, "all-minilm-l6-v2"), ("smollm2", "smollm2-135m-instruct")):
             command = [arguments.binary, "model", "import", "--name", name, "--data-dir", str(data)]
             found = pathlib.Path(arguments.models) / source
             files = sorted(found.glob("*.gguf"))
             subprocess.run([*command, str(files[0] if files else found)], check=True, stdout=subprocess.DEVNULL)
+        if arguments.embedding != "F32":
+            convert = ["model", "convert", "minilm", "--to", arguments.embedding, "--name", MODEL]
+            subprocess.run([arguments.binary, *convert, "--data-dir", str(data)], check=True, stdout=subprocess.DEVNULL)
+        os.environ["HYPRSTREAM_QUERY_AI_CACHE_MB"] = "0"
         self.server = Server(arguments.binary, data, directory / "log")
         with self.client() as cursor:
             for table, rows in (("passages", passages), ("pictures", pictures)):
                 cursor.execute(f"CREATE TABLE {table} (id TEXT PRIMARY KEY, body TEXT, embedding VECTOR(384))")
                 rows = pyarrow.table({"id": [row[0] for row in rows], "body": [row[1] for row in rows]})
                 cursor.adbc_ingest(table, rows, mode="append")
-                cursor.execute(f"UPDATE {table} SET embedding = embed(body, model => 'minilm')")
+                cursor.execute(f"UPDATE {table} SET embedding = embed(body, model => '{MODEL}')")
             cursor.execute("CREATE INDEX ON passages USING HNSW (embedding) WITH (metric = 'cosine')")
         time.sleep(8)  # The tail is flushed after five seconds: what is timed is the settled state.
 
@@ -262,6 +272,7 @@ def main() -> None:
         parser.add_argument(name)
     parser.add_argument("--seconds", type=float, default=5)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--embedding", default="Q8_0")
     arguments = parser.parse_args()
     sources = pathlib.Path(arguments.sources)
     passages = [(key, text) for key, text, _ in book.rows(sources / "sherlock.txt")]
@@ -269,7 +280,7 @@ def main() -> None:
     glued = measure(Glued, arguments, passages, pictures)
     ours = measure(Hyprstream, arguments, passages, pictures)
     same = sum(len(set(a) & set(b)) for a, b in zip(glued.pop("found"), ours.pop("found"))) / (K * len(QUESTIONS))
-    if same < 0.95:
+    if same < 0.9:
         raise SystemExit(f"the stacks agree on {same:.0%} of the passages only")
     ratios = {
         "query_p50": glued["query"]["p50_ms"] / ours["query"]["p50_ms"],

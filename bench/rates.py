@@ -3,8 +3,8 @@
     python bench/rates.py inserts BINARY WRITERS FLIGHT_RATE      single rows and bulk, against SQLite and DuckDB
     python bench/rates.py queries BINARY DATA                     TPC-H at scale 1 and scans, against DuckDB
 
-BINARY is the release build of hyprstream; WRITERS and FLIGHT_RATE are the bench programs of hypr-query and
-hypr-server. DATA is a directory to keep generated Parquet files in. Prints one JSON object.
+BINARY is the release build of hyprstream; WRITERS and FLIGHT_RATE are the programs in
+crates/hyprstream/benches. DATA is a directory to keep generated Parquet files in. Prints one JSON object.
 """
 
 import concurrent.futures

@@ -32,13 +32,13 @@ cc -O3 -march=native -pthread bench/bandwidth.c -o "$OUT/bandwidth"
 "$OUT/bandwidth" "$THREADS" | tee "$OUT/bandwidth.txt"
 
 step "both engines, taking turns"
-BENCH="$(cargo bench --locked -p hypr-inference --bench generate --no-run --message-format=json |
+BENCH="$(cargo bench --locked -p hyprstream --bench generate --no-run --message-format=json |
     sed -n 's/.*"name":"generate".*"executable":"\([^"]*\)".*/\1/p' | tail -n1)"
 "$LLAMA/bin/python" bench/engines.py "$CACHE/models/smollm2-135m-instruct/SmolLM2-135M-Instruct.Q4_1.gguf" \
     "$BENCH" --threads "$THREADS" | tee "$OUT/engines.json"
 
 step "many requests at once, both engines, taking turns"
-SERVING="$(cargo bench --locked -p hypr-inference --bench serving --no-run --message-format=json |
+SERVING="$(cargo bench --locked -p hyprstream --bench serving --no-run --message-format=json |
     sed -n 's/.*"name":"serving".*"executable":"\([^"]*\)".*/\1/p' | tail -n1)"
 "$LLAMA/bin/python" bench/serving.py "$CACHE/models/smollm2-135m-instruct/SmolLM2-135M-Instruct.Q4_1.gguf" \
     "$SERVING" --threads "$THREADS" | tee "$OUT/serving.json"

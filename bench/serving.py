@@ -2,7 +2,7 @@
 
     python bench/serving.py GGUF HYPRSTREAM_BENCH [--threads 2] [--clients 1,8,32,128] [--generate 64] [--rounds 3]
 
-HYPRSTREAM_BENCH is the executable of `crates/hypr-inference/benches/serving.rs`, which bench/run.sh builds. All
+HYPRSTREAM_BENCH is the executable of `crates/hyprstream/benches/serving.rs`, which bench/run.sh builds. All
 requests of a run are there when it starts; each has a prompt of its own, so that no prefix is shared, and writes
 `--generate` tokens, the likeliest each time. llama.cpp is driven through its batch interface as its server drives
 it: each step decodes one token of every sequence that has read its prompt and fills the rest of a batch of 512 tokens

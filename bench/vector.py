@@ -3,7 +3,7 @@
     python bench/vector.py BINARY EXAMPLE [--load LOAD] [--metric l2|cosine] [--only NAME ..] [--cache DIR]
 
 BINARY is the release build of hyprstream, EXAMPLE that of `cargo build --release -p hypr-ann --example recall`, LOAD that
-of `cargo bench -p hypr-server --bench flight_rate --no-run`: a compiled client, asking ours and a server that does
+of `cargo bench -p hyprstream --bench flight_rate --no-run`: a compiled client, asking ours and a server that does
 nothing, beside the Python one. Needs
 numpy, pyarrow, the ADBC Flight SQL driver and the peers (bench/requirements-vector.txt). The data is Fashion-MNIST from
 the Debian package dataset-fashion-mnist: 59,000 rows to search, 1,000 others as queries, their exact ten nearest computed

@@ -2,7 +2,7 @@
 //! copies its prompt, plain and with guessed tokens, and one that a JSON Schema constrains.
 //!
 //! ```text
-//! HYPRSTREAM_BENCH_GGUF=model.gguf cargo bench -p hypr-inference --bench generate
+//! HYPRSTREAM_BENCH_GGUF=model.gguf cargo bench -p hyprstream --bench generate
 //! ```
 //! `HYPRSTREAM_BENCH_THREADS` (2), `HYPRSTREAM_BENCH_PROMPT` (512 tokens), `HYPRSTREAM_BENCH_GENERATE` (128
 //! tokens) and `HYPRSTREAM_BENCH_REPEAT` (3) change what is measured. The best of the repeats is printed.

@@ -1,7 +1,7 @@
 //! Tokens a second of the whole engine with many requests at once.
 //!
 //! ```text
-//! HYPRSTREAM_BENCH_GGUF=model.gguf HYPRSTREAM_BENCH_PROMPTS=prompts.txt cargo bench -p hypr-inference --bench serving
+//! HYPRSTREAM_BENCH_GGUF=model.gguf HYPRSTREAM_BENCH_PROMPTS=prompts.txt cargo bench -p hyprstream --bench serving
 //! ```
 //! The file has a prompt a line. `HYPRSTREAM_BENCH_CLIENTS` (1,8,32,128) says how many requests, each with a prompt of
 //! its own, are there at once; `HYPRSTREAM_BENCH_THREADS` (2) and `HYPRSTREAM_BENCH_GENERATE` (64 tokens each; the

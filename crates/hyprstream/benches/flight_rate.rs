@@ -2,9 +2,9 @@
 //! or any other server, single-row inserts or searches.
 //!
 //! ```text
-//! cargo bench -p hypr-server --bench flight_rate -- serve
-//! cargo bench -p hypr-server --bench flight_rate -- load http://HOST:PORT CLIENTS SECONDS
-//! cargo bench -p hypr-server --bench flight_rate -- search http://HOST:PORT CLIENTS SECONDS VECTORS WIDTH SQL
+//! cargo bench -p hyprstream --bench flight_rate -- serve
+//! cargo bench -p hyprstream --bench flight_rate -- load http://HOST:PORT CLIENTS SECONDS
+//! cargo bench -p hyprstream --bench flight_rate -- search http://HOST:PORT CLIENTS SECONDS VECTORS WIDTH SQL
 //! ```
 //! `serve` prints its address. `load` prints one JSON object: acknowledged rows a second, each a `DoPut` of its
 //! own on a prepared statement, over one connection a client. `search` binds the vectors of a file, `[rows, WIDTH]` as

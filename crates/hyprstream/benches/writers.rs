@@ -1,7 +1,7 @@
 //! Durable single-row inserts in this process: the rate of 1, 8 and 32 writers together, each row a statement
 //! of its own, acknowledged after its sync.
 //!
-//! `cargo bench -p hypr-query --bench writers -- [SECONDS]` prints one JSON object; `bench/rates.py` sets it beside
+//! `cargo bench -p hyprstream --bench writers -- [SECONDS]` prints one JSON object; `bench/rates.py` sets it beside
 //! SQLite and DuckDB. The directory is made under `TMPDIR`: point that at the disk to measure.
 
 use std::sync::Arc;
