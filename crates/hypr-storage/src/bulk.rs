@@ -45,7 +45,7 @@ impl Database {
         let (first, rest) = split_off(rows).await?;
         match rest {
             None => table.insert(first).await,
-            Some(rest) => self.bulk(table, Vec::new(), first, rest.boxed()).await,
+            Some(rest) => self.bulk(table, Vec::new(), first, rest.boxed(), None).await,
         }
     }
 
@@ -63,9 +63,7 @@ impl Database {
             Some(rest) => {
                 // What is deleted must lie in files, for it is deleted there. The mutation is held to the end.
                 self.current_version(table).await?;
-                self.bulk(table, removed, first, rest.boxed()).await?;
-                drop(mutation);
-                Ok(())
+                self.bulk(table, removed, first, rest.boxed(), Some(mutation)).await.map(drop)
             }
         }
     }
@@ -76,6 +74,7 @@ impl Database {
         removed: Vec<u64>,
         first: Vec<RecordBatch>,
         rest: futures::stream::BoxStream<'static, Result<RecordBatch>>,
+        mutation: Option<Mutation>,
     ) -> Result<u64> {
         let inner = self.inner();
         let shared = &table.shared;
@@ -96,7 +95,18 @@ impl Database {
         if !load.removed.is_empty() {
             refuse_in_transactions(table)?;
         }
-        inner.commit_bulk(shared, fragments, &load.removed).await?;
+        // By itself: whoever asked may leave, and a commit that has landed must keep its keys.
+        let database = self.clone();
+        let finished = tokio::spawn(async move {
+            let rows = database.finish_bulk(&load, state, fragments).await;
+            drop(mutation);
+            rows
+        });
+        finished.await.map_err(|e| Error::internal("a load ended early").with_source(e))?
+    }
+
+    async fn finish_bulk(&self, load: &Load, mut state: LoadState, fragments: Vec<Fragment>) -> Result<u64> {
+        self.inner().commit_bulk(&load.table.shared, fragments, &load.removed).await?;
         load.indexes().for_each(|index| index.remove(&load.removed));
         // After the rows are there: whoever waited for the keys reads them now.
         state.reservations.drain(..).for_each(Reservation::confirm);

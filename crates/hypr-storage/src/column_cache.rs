@@ -12,7 +12,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
-use arrow_array::{Array, ArrayRef, RecordBatch, UInt32Array};
+use arrow::array::MutableArrayData;
+use arrow_array::{Array, ArrayRef, RecordBatch, make_array};
 use arrow_schema::DataType;
 use futures::{FutureExt, StreamExt, TryStreamExt};
 use hypr_common::{Error, Result};
@@ -25,6 +26,8 @@ use tokio::sync::OnceCell;
 
 use crate::lance_store::lance_error;
 
+/// Rows of a piece of a column. Each piece has buffers of its own: who counts the bytes of a batch counts whole buffers.
+pub(crate) const PIECE_ROWS: usize = 8192;
 /// Rows that are decoded at a time.
 const DECODED_ROWS: u32 = 65_536;
 /// Batches that are decoded ahead.
@@ -38,6 +41,9 @@ const MOST_ENTRIES: usize = 1 << 17;
 
 /// A column of a data file: the file's name, which is its own alone, and the number of the field in Lance.
 type ColumnKey = (Arc<str>, i32);
+
+/// The rows of a column in pieces of [`PIECE_ROWS`], the last of which may have fewer.
+pub(crate) type Pieces = Arc<[ArrayRef]>;
 
 /// The columns of one database directory that are kept.
 #[derive(Debug)]
@@ -58,7 +64,7 @@ struct Held {
 #[derive(Debug, Default)]
 struct Entry {
     /// Nothing in it for a column that is too large to be kept.
-    column: OnceCell<Option<ArrayRef>>,
+    column: OnceCell<Option<Pieces>>,
     /// What [`Held::bytes`] counts of it.
     counted: AtomicUsize,
     used: AtomicU64,
@@ -111,7 +117,8 @@ impl ColumnCache {
 
     /// The most that one column of one file may take.
     fn column_limit(&self) -> usize {
-        self.limit_bytes / 8
+        // Offsets into texts have 31 bits.
+        (self.limit_bytes / 8).min(i32::MAX as usize)
     }
 
     fn entry(&self, fragment: &Fragment, field: i32) -> Option<Arc<Entry>> {
@@ -139,11 +146,12 @@ impl ColumnCache {
         };
         let widths: Vec<usize> = fields.iter().map(width).collect();
         let mut missing = 0;
+        let held = self.held.lock();
         for fragment in fragments {
             let rows = fragment.physical_rows.unwrap_or(0);
             for (field, width) in fields.iter().zip(&widths) {
-                let Some(entry) = self.entry(fragment, *field) else { return false };
-                match entry.column.get() {
+                let Some(key) = key_of(fragment, *field) else { return false };
+                match held.columns.get(&key).and_then(|entry| entry.column.get()) {
                     Some(Some(_)) => {}
                     Some(None) => return false,
                     None if !may_come => return false,
@@ -163,13 +171,13 @@ impl ColumnCache {
         dataset: &Arc<Dataset>,
         fragment: &Fragment,
         fields: &[i32],
-    ) -> Result<Option<Vec<ArrayRef>>> {
+    ) -> Result<Option<Vec<Pieces>>> {
         let columns = fields.iter().map(|field| self.column(dataset, fragment, *field));
         let columns = futures::future::try_join_all(columns).await?;
         Ok(columns.into_iter().collect())
     }
 
-    async fn column(&self, dataset: &Arc<Dataset>, fragment: &Fragment, field: i32) -> Result<Option<ArrayRef>> {
+    async fn column(&self, dataset: &Arc<Dataset>, fragment: &Fragment, field: i32) -> Result<Option<Pieces>> {
         let Some(entry) = self.entry(fragment, field) else { return Ok(None) };
         let mut is_new = false;
         let column = entry.column.get_or_try_init(|| {
@@ -185,7 +193,8 @@ impl ColumnCache {
 
     /// Counts what has come, and makes room.
     fn admit(&self, fragment: &Fragment, field: i32, entry: &Arc<Entry>) {
-        let bytes = entry.column.get().and_then(Option::as_ref).map_or(0, |column| column.get_array_memory_size());
+        let pieces = entry.column.get().and_then(Option::as_ref);
+        let bytes = pieces.map_or(0, |pieces| pieces.iter().map(|piece| piece.get_array_memory_size()).sum());
         let Some(key) = key_of(fragment, field) else { return };
         let mut held = self.held.lock();
         // Who was let go of while it was read is not counted.
@@ -225,15 +234,25 @@ impl ColumnCache {
             let Some(columns) = self.read(dataset, fragment, fields).await? else { return Ok(None) };
             of_fragments.push(columns);
         }
+        // The pieces that the rows lie in, and where each row lies.
+        let mut pieces: Vec<(usize, usize)> = Vec::new();
+        let mut known: HashMap<(usize, usize), usize> = HashMap::new();
+        let mut places = Vec::with_capacity(addresses.len());
+        for address in addresses {
+            let offset = (*address as u32) as usize;
+            let piece = (numbers.partition_point(|number| *number < address >> 32), offset / PIECE_ROWS);
+            let at = *known.entry(piece).or_insert_with(|| {
+                pieces.push(piece);
+                pieces.len() - 1
+            });
+            places.push((at, offset % PIECE_ROWS));
+        }
         let column = |at: usize| -> Result<ArrayRef> {
-            if let [columns] = of_fragments.as_slice() {
-                let offsets = UInt32Array::from_iter_values(addresses.iter().map(|address| *address as u32));
-                return Ok(arrow_select::take::take(&columns[at], &offsets, None)?);
-            }
-            let sources: Vec<&dyn Array> = of_fragments.iter().map(|columns| columns[at].as_ref()).collect();
-            let place =
-                |address: &u64| (numbers.partition_point(|number| *number < address >> 32), (*address as u32) as usize);
-            let places: Vec<(usize, usize)> = addresses.iter().map(place).collect();
+            let piece = |(fragment, piece): &(usize, usize)| {
+                let found = of_fragments[*fragment][at].get(*piece);
+                found.map(AsRef::as_ref).ok_or_else(|| Error::internal("a row lies behind the end of its file"))
+            };
+            let sources: Vec<&dyn Array> = pieces.iter().map(piece).collect::<Result<_>>()?;
             Ok(arrow_select::interleave::interleave(&sources, &places)?)
         };
         (0..fields.len()).map(column).collect::<Result<_>>().map(Some)
@@ -264,12 +283,7 @@ fn fragment(dataset: &Dataset, number: u64) -> Result<&Fragment> {
 }
 
 /// A column of all rows of the files of `fragment`; none if it takes more than `limit` bytes.
-async fn read_column(
-    dataset: &Arc<Dataset>,
-    fragment: &Fragment,
-    field: i32,
-    limit: usize,
-) -> Result<Option<ArrayRef>> {
+async fn read_column(dataset: &Arc<Dataset>, fragment: &Fragment, field: i32, limit: usize) -> Result<Option<Pieces>> {
     let failed = |e| lance_error("reading a column", e);
     let projection: LanceSchema = dataset.schema().project_by_ids(&[field], true);
     let undeleted = Fragment { deletion_file: None, ..fragment.clone() };
@@ -288,8 +302,19 @@ async fn read_column(
     let parts: Vec<&dyn Array> = parts.iter().map(AsRef::as_ref).collect();
     match parts.as_slice() {
         [] => Ok(None),
-        parts => Ok(Some(arrow_select::concat::concat(parts)?)),
+        parts => Ok(Some(cut(&arrow_select::concat::concat(parts)?))),
     }
+}
+
+fn cut(column: &ArrayRef) -> Pieces {
+    let data = column.to_data();
+    let piece = |from: usize| {
+        let to = column.len().min(from + PIECE_ROWS);
+        let mut copy = MutableArrayData::new(vec![&data], false, to - from);
+        copy.extend(0, from, to);
+        make_array(copy.freeze())
+    };
+    (0..column.len()).step_by(PIECE_ROWS).map(piece).collect()
 }
 
 fn only_column(batch: &RecordBatch) -> Result<ArrayRef> {

@@ -6,7 +6,8 @@
 use std::fmt;
 use std::sync::Arc;
 
-use arrow_array::RecordBatch;
+use arrow_array::{BooleanArray, RecordBatch};
+use arrow_buffer::BooleanBufferBuilder;
 use arrow_schema::{Field, Schema, SchemaRef};
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
 use datafusion::common::{DataFusionError, Statistics, stats::Precision};
@@ -28,7 +29,7 @@ use lance_table::format::Fragment;
 
 use crate::ROW_ID_COLUMN;
 use crate::checksums::DamagedFile;
-use crate::column_cache;
+use crate::column_cache::{self, PIECE_ROWS};
 use crate::evolution::{Layout, Physical, assemble, physical_columns, stored_fields};
 use crate::lance_store::{lance_error, scan_error};
 use crate::schema::{bare, row_id_field};
@@ -352,18 +353,27 @@ impl Scan {
         let Some(columns) = self.snapshot.dir.columns.read(dataset, &fragment, fields).await? else {
             return Ok(None);
         };
-        let rows = columns.iter().map(|column| column.len()).min().unwrap_or(0);
         let fields: Vec<Field> = self.stored_fields().into_iter().map(|field| field.with_nullable(true)).collect();
-        let batch = RecordBatch::try_new(Arc::new(bare(&Schema::new(fields))), columns)?;
+        let schema = Arc::new(bare(&Schema::new(fields)));
         let failed = |e| lance_error(&format!("scanning {}", self.table), e);
         let deleted = FileFragment::new(Arc::clone(dataset), fragment).get_deletion_vector().await.map_err(failed)?;
-        let slice = |start: usize| -> Result<RecordBatch> {
-            let piece = batch.slice(start, BATCH_ROWS.min(rows - start));
-            let Some(deleted) = &deleted else { return Ok(piece) };
-            let lives = (start..start + piece.num_rows()).map(|row| Some(!deleted.contains(row as u32)));
-            Ok(arrow_select::filter::filter_record_batch(&piece, &lives.collect())?)
+        let deleted: Vec<u32> = deleted.iter().flat_map(|deleted| deleted.to_sorted_iter()).collect();
+        let piece = |at: usize| -> Result<RecordBatch> {
+            let piece = columns.iter().map(|column| Arc::clone(&column[at])).collect();
+            let piece = RecordBatch::try_new(Arc::clone(&schema), piece)?;
+            let (first, rows) = (at * PIECE_ROWS, piece.num_rows());
+            let place = |offset: usize| deleted.partition_point(|row| (*row as usize) < offset);
+            let gone = &deleted[place(first)..place(first + rows)];
+            if gone.is_empty() {
+                return Ok(piece);
+            }
+            let mut lives = BooleanBufferBuilder::new(rows);
+            lives.append_n(rows, true);
+            gone.iter().for_each(|row| lives.set_bit(*row as usize - first, false));
+            Ok(arrow_select::filter::filter_record_batch(&piece, &BooleanArray::new(lives.finish(), None))?)
         };
-        (0..rows).step_by(BATCH_ROWS).map(slice).collect::<Result<_>>().map(Some)
+        let pieces = columns.iter().map(|column| column.len()).min().unwrap_or(0);
+        (0..pieces).map(piece).collect::<Result<_>>().map(Some)
     }
 
     /// A batch of [`Self::lance_plan`] without dead rows, in the output's form.
