@@ -114,13 +114,11 @@ impl KvCache {
         self.tokens = tokens;
     }
 
-    /// The published blocks with one more user, and a copy of what is behind them, for reading.
-    pub(crate) fn reading(&self) -> (KvCache, Vec<KvBlock>) {
-        let full = self.published.last().and_then(|last| self.pool.pin(*last, self.shape));
-        let full = full.unwrap_or_else(|| Self::new(self.pool.clone(), self.shape));
+    /// Copies of the blocks that the pool does not know, for reading.
+    pub(crate) fn unpublished(&self) -> Vec<KvBlock> {
         let used = self.tokens.div_ceil(KvBlock::TOKENS);
-        let rest = self.blocks[..used.min(self.blocks.len())].iter().skip(full.blocks.len());
-        (full, rest.map(|block| KvBlock::clone(block)).collect())
+        let rest = self.blocks[..used.min(self.blocks.len())].iter().skip(self.published.len());
+        rest.map(|block| KvBlock::clone(block)).collect()
     }
 
     /// The last block that the pool knows.

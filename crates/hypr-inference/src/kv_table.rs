@@ -52,26 +52,22 @@ pub struct KvSequence {
     pub tokens: usize,
     /// What is kept of a token.
     pub shape: KvShape,
-    pub(crate) blocks: Held,
-}
-
-/// Where the blocks of a [`KvSequence`] are.
-#[derive(Debug)]
-pub(crate) enum Held {
-    /// Full blocks, and copies of those that nobody else may read.
-    Live { full: KvCache, rest: Vec<KvBlock> },
-    /// Not held yet: the chain that ends with a block.
-    Cached { pool: BlockPool, leaf: PrefixId },
+    pub(crate) pool: BlockPool,
+    /// The last of its full blocks that the pool knows. Not held: a list of sequences takes no memory from them.
+    pub(crate) leaf: Option<PrefixId>,
+    /// Copies of the blocks behind it.
+    pub(crate) rest: Arc<[KvBlock]>,
 }
 
 impl KvSequence {
-    /// Holds its blocks for reading; `None` where their memory was needed for others meanwhile.
-    pub fn open(self) -> Option<KvReading> {
-        let (full, rest) = match self.blocks {
-            Held::Live { full, rest } => (full, rest),
-            Held::Cached { pool, leaf } => (pool.pin(leaf, self.shape)?, Vec::new()),
+    /// Holds its blocks for reading; `None` where their memory was needed for others meanwhile. Drop it soon: what it
+    /// holds, sequences may wait for.
+    pub fn open(&self) -> Option<KvReading> {
+        let full = match self.leaf {
+            Some(leaf) => self.pool.pin(leaf, self.shape)?,
+            None => KvCache::new(self.pool.clone(), self.shape),
         };
-        Some(KvReading { tokens: self.tokens, shape: self.shape, full, rest })
+        Some(KvReading { tokens: self.tokens, shape: self.shape, full, rest: Arc::clone(&self.rest) })
     }
 }
 
@@ -81,14 +77,14 @@ pub struct KvReading {
     tokens: usize,
     shape: KvShape,
     full: KvCache,
-    rest: Vec<KvBlock>,
+    rest: Arc<[KvBlock]>,
 }
 
 impl KvReading {
     /// Keys or values of `layer`, `[tokens, width]`.
     pub fn states(&self, layer: usize, part: KvPart) -> Vec<f32> {
         let full = self.full.blocks.iter().map(Arc::as_ref);
-        states(full.chain(&self.rest), self.shape, self.tokens, layer, part)
+        states(full.chain(self.rest.iter()), self.shape, self.tokens, layer, part)
     }
 }
 
@@ -227,7 +223,11 @@ fn shape_of(prefix: &Prefix) -> Result<KvShape> {
     let blocks = prefix.tokens.len() / KvBlock::TOKENS;
     let is_whole = prefix.tokens.len().is_multiple_of(KvBlock::TOKENS) && blocks > 0;
     let bytes = prefix.layers.checked_mul(prefix.width).and_then(|elements| elements.checked_mul(1 << 8));
-    if !is_whole || bytes.is_none() || shape.block_bytes().checked_mul(blocks) != Some(prefix.states.len()) {
+    if !is_whole
+        || bytes.is_none()
+        || shape.block_bytes() == 0
+        || shape.block_bytes().checked_mul(blocks) != Some(prefix.states.len())
+    {
         return Err(Error::corrupted(format!(
             "the saved prefix holds {} bytes for {} tokens of {} layers of width {}",
             prefix.states.len(),

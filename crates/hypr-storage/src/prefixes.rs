@@ -21,6 +21,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use arrow_buffer::Buffer;
 use hypr_common::prefix::{Prefix, PrefixOrigin};
 use hypr_common::{Error, Result};
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 const DIR: &str = "prefixes";
@@ -35,6 +36,8 @@ const LONGEST_HEADER: u32 = 64 << 20;
 #[derive(Debug)]
 pub struct PrefixStore {
     dir: PathBuf,
+    /// Held while a file gets its name, or loses it.
+    changing: Mutex<()>,
 }
 
 /// What is known of a saved prefix without reading its states.
@@ -61,7 +64,7 @@ pub struct SavedPrefix {
 impl PrefixStore {
     /// The prefixes of the data directory `dir`. Nothing is made before one is saved.
     pub fn new(dir: &Path) -> Self {
-        Self { dir: dir.join(DIR) }
+        Self { dir: dir.join(DIR), changing: Mutex::default() }
     }
 
     /// Writes `prefix` as `name`, in place of what has that name; durable when it returns.
@@ -83,6 +86,7 @@ impl PrefixStore {
         let header = serde_json::to_vec(&saved)
             .map_err(|error| Error::internal(format!("the header of prefix {name}: {error}")))?;
         self.clear()?;
+        let _turn = self.changing.lock();
         let temporary = self.dir.join(unique_name());
         let written = write(&temporary, &header, &prefix.states).and_then(|()| fs::rename(&temporary, &path));
         if let Err(error) = written {
@@ -131,16 +135,18 @@ impl PrefixStore {
     pub fn list(&self) -> Result<Vec<SavedPrefix>> {
         let mut found = Vec::new();
         for name in self.names()? {
-            let path = self.path(&name)?;
-            let read = File::open(&path)
-                .map_err(|error| Error::io(format!("open {}", path.display()), error))
-                .and_then(|mut file| read_header(&path, &mut file));
-            match read {
+            match self.header(&name) {
                 Ok(saved) => found.push(saved),
                 Err(error) => tracing::warn!(prefix = name, %error, "saved prefix left out"),
             }
         }
         Ok(found)
+    }
+
+    fn header(&self, name: &str) -> Result<SavedPrefix> {
+        let path = self.path(name)?;
+        let mut file = File::open(&path).map_err(|error| Error::io(format!("open {}", path.display()), error))?;
+        read_header(&path, &mut file)
     }
 
     /// Reads every file whole: its name, where it is, and its bytes of states or what is wrong with it.
@@ -160,6 +166,11 @@ impl PrefixStore {
     /// # Errors
     /// `NotFound`, naming those that there are.
     pub fn remove(&self, name: &str) -> Result<()> {
+        let _turn = self.changing.lock();
+        self.delete(name)
+    }
+
+    fn delete(&self, name: &str) -> Result<()> {
         let path = self.path(name)?;
         match fs::remove_file(&path) {
             Ok(()) => sync_dir(&self.dir),
@@ -175,8 +186,13 @@ impl PrefixStore {
     pub fn retain(&self, is_current: impl Fn(&PrefixOrigin) -> bool) -> Result<Vec<SavedPrefix>> {
         let (current, stale): (Vec<_>, Vec<_>) = self.list()?.into_iter().partition(|saved| is_current(&saved.origin));
         for saved in stale {
+            let _turn = self.changing.lock();
+            // Somebody may have saved another by this name meanwhile.
+            if self.header(&saved.name).ok().as_ref() != Some(&saved) {
+                continue;
+            }
             tracing::info!(prefix = saved.name, model = saved.origin.model_id, "prefix of older weights dropped");
-            if let Err(error) = self.remove(&saved.name) {
+            if let Err(error) = self.delete(&saved.name) {
                 tracing::warn!(prefix = saved.name, %error, "prefix of older weights not deleted");
             }
         }
@@ -213,8 +229,12 @@ impl PrefixStore {
 
     /// Makes the directory, and removes what a crash left of other writers.
     fn clear(&self) -> Result<()> {
+        let existed = self.dir.exists();
         let made = fs::create_dir_all(&self.dir);
         made.map_err(|error| Error::io(format!("create {}", self.dir.display()), error))?;
+        if !existed && let Some(parent) = self.dir.parent() {
+            sync_dir(parent)?;
+        }
         let Ok(entries) = fs::read_dir(&self.dir) else { return Ok(()) };
         let own = format!("{TEMPORARY}{}-", std::process::id());
         for entry in entries.flatten() {

@@ -141,7 +141,7 @@ impl AnswerCache {
     /// Whether there is an answer, or one under way.
     pub(super) fn has(&self, key: &str) -> bool {
         let kept = self.kept.lock();
-        kept.answers.contains_key(key) || kept.flights.get(key).is_some_and(|flight| flight.upgrade().is_some())
+        kept.answers.contains_key(key) || kept.under_way(key).is_some()
     }
 
     /// The answer under `key`, kept or under way.
@@ -192,9 +192,15 @@ impl AnswerCache {
 }
 
 impl Kept {
+    /// A request that somebody waits for. One that has failed is made anew, however long its rows are remembered.
+    fn under_way(&self, key: &str) -> Option<Pending> {
+        let pending = self.flights.get(key)?.upgrade()?;
+        (!matches!(pending.peek(), Some(Err(_)))).then_some(pending)
+    }
+
     fn get(&mut self, key: &str) -> Option<Known> {
         let Some(entry) = self.answers.get_mut(key) else {
-            return self.flights.get(key)?.upgrade().map(Known::UnderWay);
+            return self.under_way(key).map(Known::UnderWay);
         };
         let key = self.uses.remove(&entry.last_use)?;
         self.last_use += 1;
@@ -252,6 +258,16 @@ mod tests {
         assert!(matches!(cache.get_or_start(&key("a"), request), Ok(Known::UnderWay(_))));
         assert!(first.is_some() && cache.has("a"));
         drop(first);
+        assert!(!cache.has("a") && cache.get_or_start(&key("a"), request).is_err());
+    }
+
+    #[test]
+    fn a_request_that_has_failed_is_joined_by_nobody() {
+        use futures::FutureExt;
+        let cache = AnswerCache::new(1 << 20);
+        let request = || futures::future::ready(Outcome::Err(Arc::new(Error::internal("no luck")))).boxed().shared();
+        let failed = cache.get_or_start(&key("a"), request).err().unwrap();
+        assert!(failed.clone().now_or_never().unwrap().is_err());
         assert!(!cache.has("a") && cache.get_or_start(&key("a"), request).is_err());
     }
 }

@@ -25,9 +25,8 @@ use futures::stream;
 use hypr_common::prefix::Prefix;
 use hypr_common::types;
 use hypr_inference::api::Inference;
-use hypr_inference::kv_table::{KvPart, KvReading, KvSequence, saved_states};
+use hypr_inference::kv_table::{KvPart, KvSequence, saved_states};
 use hypr_storage::{PrefixStore, SavedPrefix};
-use parking_lot::Mutex;
 
 use super::weights_scan::{is_on, unqualified};
 use crate::error;
@@ -71,21 +70,32 @@ struct Sequence {
     model_id: String,
     model_version: u64,
     adapter_version: u64,
-    states: Mutex<States>,
+    states: States,
 }
 
 /// Where the keys and values of a sequence are.
 #[derive(Debug)]
 enum States {
     Engine(Box<KvSequence>),
-    Saved {
-        store: Arc<PrefixStore>,
-        name: String,
-    },
-    Reading(Arc<KvReading>),
-    Loaded(Arc<Prefix>),
-    /// Their memory was needed for others since the sequences were listed.
-    Gone,
+    Saved { store: Arc<PrefixStore>, name: String },
+}
+
+/// The saved prefix that a scan has read last, for the other layers of it.
+#[derive(Debug, Default)]
+struct Opened(Option<(String, Prefix)>);
+
+impl Opened {
+    fn prefix(&mut self, store: &PrefixStore, name: &str) -> Result<&Prefix> {
+        if self.0.as_ref().is_none_or(|(known, _)| known != name) {
+            // One at a time, also while the next is read.
+            self.0 = None;
+            self.0 = Some((name.to_owned(), store.load(name).map_err(error::to_datafusion)?));
+        }
+        match &self.0 {
+            Some((_, prefix)) => Ok(prefix),
+            None => exec_err!("the saved prefix {name} is not there"),
+        }
+    }
 }
 
 impl Sequence {
@@ -99,7 +109,7 @@ impl Sequence {
             model_id: sequence.identity.model.clone(),
             model_version: sequence.identity.version,
             adapter_version: sequence.identity.adapter_version,
-            states: Mutex::new(States::Engine(Box::new(sequence))),
+            states: States::Engine(Box::new(sequence)),
         }
     }
 
@@ -113,26 +123,18 @@ impl Sequence {
             model_id: saved.origin.model_id,
             model_version: saved.origin.model_version,
             adapter_version: saved.origin.adapter_version,
-            states: Mutex::new(States::Saved { store: Arc::clone(store), name: saved.name }),
+            states: States::Saved { store: Arc::clone(store), name: saved.name },
         }
     }
 
-    /// Keys or values of a layer; none where they are gone.
-    fn read(&self, layer: usize, part: KvPart) -> Result<Option<Vec<f32>>> {
-        let mut states = self.states.lock();
-        let found = std::mem::replace(&mut *states, States::Gone);
-        *states = match found {
-            States::Engine(sequence) => match sequence.open() {
-                Some(reading) => States::Reading(Arc::new(reading)),
-                None => States::Gone,
-            },
-            States::Saved { store, name } => States::Loaded(Arc::new(store.load(&name).map_err(error::to_datafusion)?)),
-            other => other,
-        };
-        match &*states {
-            States::Reading(reading) => Ok(Some(reading.states(layer, part))),
-            States::Loaded(prefix) => saved_states(prefix, layer, part).map(Some).map_err(error::to_datafusion),
-            _ => Ok(None),
+    /// Keys or values of a layer; none where their memory was needed for others since the sequences were listed.
+    fn read(&self, layer: usize, part: KvPart, opened: &mut Opened) -> Result<Option<Vec<f32>>> {
+        match &self.states {
+            // Held for no longer than it is copied: a scan that waits for its reader keeps no sequence waiting.
+            States::Engine(sequence) => Ok(sequence.open().map(|reading| reading.states(layer, part))),
+            States::Saved { store, name } => {
+                saved_states(opened.prefix(store, name)?, layer, part).map(Some).map_err(error::to_datafusion)
+            }
         }
     }
 }
@@ -181,17 +183,17 @@ pub(super) async fn plan(
 /// The rows without keys and values.
 fn small_columns(rows: &[Row]) -> Result<RecordBatch> {
     let small = SMALL_COLUMNS.map(|name| schema().index_of(name)).into_iter().collect::<Result<Vec<_>, _>>()?;
-    batch_of(rows, &Arc::new(schema().project(&small)?))
+    batch_of(rows, &Arc::new(schema().project(&small)?), &mut Opened::default())
 }
 
 /// The columns of `schema` of `rows`.
-fn batch_of(rows: &[Row], schema: &SchemaRef) -> Result<RecordBatch> {
-    let columns = schema.fields().iter().map(|field| column(rows, field)).collect::<Result<Vec<_>>>()?;
+fn batch_of(rows: &[Row], schema: &SchemaRef, opened: &mut Opened) -> Result<RecordBatch> {
+    let columns = schema.fields().iter().map(|field| column(rows, field, opened)).collect::<Result<Vec<_>>>()?;
     let options = RecordBatchOptions::new().with_row_count(Some(rows.len()));
     Ok(RecordBatch::try_new_with_options(Arc::clone(schema), columns, &options)?)
 }
 
-fn column(rows: &[Row], field: &Field) -> Result<ArrayRef> {
+fn column(rows: &[Row], field: &Field, opened: &mut Opened) -> Result<ArrayRef> {
     let text =
         |of: fn(&Row) -> &str| -> ArrayRef { Arc::new(rows.iter().map(|row| Some(of(row))).collect::<StringArray>()) };
     let long =
@@ -205,18 +207,18 @@ fn column(rows: &[Row], field: &Field) -> Result<ArrayRef> {
         "model_id" => text(|row| &row.sequence.model_id),
         "model_version" => long(|row| row.sequence.model_version),
         "adapter_version" => long(|row| row.sequence.adapter_version),
-        name => return vectors(rows, field, if name == KEYS { KvPart::Keys } else { KvPart::Values }),
+        name => return vectors(rows, field, if name == KEYS { KvPart::Keys } else { KvPart::Values }, opened),
     })
 }
 
 /// Keys or values of each row, `[tokens, width]` as one vector.
-fn vectors(rows: &[Row], field: &Field, part: KvPart) -> Result<ArrayRef> {
+fn vectors(rows: &[Row], field: &Field, part: KvPart, opened: &mut Opened) -> Result<ArrayRef> {
     let DataType::List(item) = field.data_type() else {
         return exec_err!("{} is no list", field.name());
     };
     let (mut elements, mut lengths, mut present) = (Vec::new(), Vec::new(), Vec::new());
     for row in rows {
-        let states = row.sequence.read(row.layer, part)?;
+        let states = row.sequence.read(row.layer, part, opened)?;
         present.push(states.is_some());
         lengths.push(states.as_ref().map_or(0, Vec::len));
         elements.extend(states.into_iter().flatten());
@@ -249,7 +251,8 @@ impl PartitionStream for Scan {
         // Small rows go together; keys and values of a layer may be many megabytes.
         let size = if reads { 1 } else { 8192 };
         let chunks: Vec<Vec<Row>> = self.rows.chunks(size).map(<[Row]>::to_vec).collect();
-        let batches = chunks.into_iter().map(move |rows| batch_of(&rows, &schema));
+        let mut opened = Opened::default();
+        let batches = chunks.into_iter().map(move |rows| batch_of(&rows, &schema, &mut opened));
         Box::pin(RecordBatchStreamAdapter::new(Arc::clone(&self.schema), stream::iter(batches)))
     }
 }

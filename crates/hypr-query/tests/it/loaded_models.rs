@@ -40,10 +40,7 @@ async fn an_unload_waits_as_long_as_it_is_told_and_the_answer_is_finished() {
     let mut stream = fixture.engine.generate_stream(request);
     let mut tokens = vec![stream.next().await.unwrap()];
     // It may have ended by now, and then was unloaded in time; where it had not, the statement says so.
-    let error = match fixture.session.execute("CALL unload_model('smollm2', timeout_s => 0)").await {
-        Ok(_) => None,
-        Err(error) => Some(error),
-    };
+    let error = fixture.session.execute("CALL unload_model('smollm2', timeout_s => 0)").await.err();
     assert!(error.as_ref().is_none_or(|error| error.kind() == ErrorKind::Busy), "{error:?}");
     assert!(error.is_none_or(|error| error.message().contains("still answers requests after 0 s")));
     while let Some(token) = stream.next().await {

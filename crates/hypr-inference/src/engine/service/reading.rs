@@ -1,5 +1,7 @@
 //! What the service says about its sequences and its models between two steps.
 
+use std::sync::Arc;
+
 use futures::channel::oneshot;
 use hypr_common::Result;
 
@@ -9,7 +11,7 @@ use crate::block_pool::CacheIdentity;
 use crate::engine::guarded;
 use crate::engine::sequence::Sequence;
 use crate::kv_cache::KvPrecision;
-use crate::kv_table::{Held, KvSequence, KvState, Root};
+use crate::kv_table::{KvSequence, KvState, Root};
 use crate::prompt;
 
 /// Asks where the chains of a model begin.
@@ -30,7 +32,7 @@ impl EngineService {
         let live = running.chain(waiting).filter(|(sequence, _)| sequence.cache.tokens() > 0);
         let mut sequences: Vec<KvSequence> =
             live.map(|(sequence, state)| self.reading(sequence, state, now_us)).collect();
-        // Taken after those that run hold their blocks, so that no chain is shown twice.
+        // Those of sequences that run are not among them, so that no chain is shown twice.
         sequences.extend(self.pool.chains().into_iter().map(|chain| KvSequence {
             id: format!("prefix {}", chain.leaf),
             identity: chain.identity,
@@ -38,13 +40,14 @@ impl EngineService {
             computed_us: chain.computed_us,
             tokens: chain.tokens,
             shape: chain.shape,
-            blocks: Held::Cached { pool: self.pool.clone(), leaf: chain.leaf },
+            pool: self.pool.clone(),
+            leaf: Some(chain.leaf),
+            rest: Arc::default(),
         }));
         sequences
     }
 
     fn reading(&self, sequence: &Sequence, state: KvState, now_us: i64) -> KvSequence {
-        let (full, rest) = sequence.cache.reading();
         let tables = sequence.model().tables();
         let computed = sequence.cache.last_published().and_then(|id| self.pool.computed_us(id));
         KvSequence {
@@ -58,7 +61,9 @@ impl EngineService {
             computed_us: computed.unwrap_or(now_us),
             tokens: sequence.cache.tokens(),
             shape: sequence.shape(),
-            blocks: Held::Live { full, rest },
+            pool: self.pool.clone(),
+            leaf: sequence.cache.last_published(),
+            rest: sequence.cache.unpublished().into(),
         }
     }
 

@@ -78,13 +78,12 @@ impl Caller {
     fn embeddings(&self, how: &Embed, chunk: &[Input<'_>]) -> Vec<Pending> {
         let inputs = chunk.iter().map(|(_, _, input)| (*input).clone()).collect();
         let kept = chunk.iter().map(|(_, ask, _)| ask.kept.clone()).collect();
-        let timeout = chunk.first().and_then(|(_, ask, _)| ask.timeout);
-        let vectors = self.embed(how, inputs, kept, timeout);
+        let vectors = self.embed(how, inputs, kept);
         let each = chunk.iter().enumerate().map(|(place, (_, ask, input))| {
             let vectors = vectors.clone();
             // A file that cannot be read is no reason to fail those beside it: each is asked for alone then.
             let alone = (how.kind == InputKind::Binary && chunk.len() > 1)
-                .then(|| self.embed(how, vec![(*input).clone()], vec![ask.kept.clone()], timeout));
+                .then(|| self.embed(how, vec![(*input).clone()], vec![ask.kept.clone()]));
             let one = async move {
                 let vector = match (vectors.await, alone) {
                     (Err(error), Some(alone)) if error.kind() == ErrorKind::InvalidInput => {
@@ -94,12 +93,13 @@ impl Caller {
                 };
                 vector.map(Answer::Vector)
             };
-            let one = self.counted(one);
+            let one = one.boxed().shared();
             if let (Some(cache), Some(kept)) = (&self.cache, &ask.kept) {
                 // What another has started since this was looked for is asked twice; that is no fault.
                 let _ = cache.get_or_start(&kept.key, || one.clone());
             }
-            one
+            // Who shares the vector has a time limit of its own, or none.
+            self.counted(in_time(ask.timeout, one))
         });
         each.collect()
     }
@@ -114,7 +114,7 @@ impl Caller {
             }
             Known::UnderWay(pending) => {
                 self.metrics.deduplicated(1);
-                pending
+                self.counted(in_time(ask.timeout, pending))
             }
         })
     }
@@ -168,19 +168,13 @@ impl Caller {
         Ok(answer)
     }
 
-    fn embed(
-        &self,
-        how: &Embed,
-        inputs: Vec<EmbedInput>,
-        kept: Vec<Option<Kept>>,
-        timeout: Option<Duration>,
-    ) -> PendingVectors {
+    fn embed(&self, how: &Embed, inputs: Vec<EmbedInput>, kept: Vec<Option<Kept>>) -> PendingVectors {
         let caller = self.clone();
         let kind = how.kind;
         let request = EmbedRequest { model: how.model.clone(), inputs, normalize: how.normalize };
         let answer = async move {
             caller.metrics.calls(request.inputs.len());
-            let vectors = in_time(timeout, caller.patiently(|| caller.inference.embed(request.clone()))).await?;
+            let vectors = caller.patiently(|| caller.inference.embed(request.clone())).await?;
             if vectors.len() != request.inputs.len() {
                 return Err(Arc::new(Error::internal("the engine answered with another number of vectors than texts")));
             }

@@ -95,6 +95,8 @@ impl<'a> Collector<'a> {
     }
 
     fn hoist(&mut self, expr: Expr, guard: Option<&Expr>) -> Result<Expr> {
+        // Drawn again, a condition may say otherwise, and a row that wants an answer would have none.
+        let guard = guard.filter(|guard| !guard.is_volatile());
         let field = expr.to_field(self.schema)?.1;
         let Some(call) = Call::of(&expr)? else {
             return Ok(expr);
