@@ -93,7 +93,7 @@ impl Window {
                         left = room;
                     }
                 }
-                left -= needed;
+                left = left.saturating_sub(needed);
             }
         }
         Ok(parts)

@@ -213,7 +213,7 @@ impl Shared {
         let mut seen = 0;
         loop {
             self.wait_for_run(index, seen);
-            if self.stop.load(Ordering::Acquire) {
+            if self.stop.load(Ordering::SeqCst) {
                 return;
             }
             let (run, joined) = self.join();
@@ -246,7 +246,7 @@ impl Shared {
     }
 
     fn wait_for_run(&self, index: usize, seen: u32) {
-        let called = || self.gate().run() != seen;
+        let called = || self.gate().run() != seen || self.stop.load(Ordering::SeqCst);
         if spin_until(&called) {
             return;
         }
@@ -281,8 +281,8 @@ fn spin_until(ready: &impl Fn() -> bool) -> bool {
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        self.shared.stop.store(true, Ordering::Release);
-        self.shared.gate.store(self.shared.gate().next().0, Ordering::SeqCst);
+        // The gate stays closed: a worker that wakes late for a run before must find no job.
+        self.shared.stop.store(true, Ordering::SeqCst);
         for worker in self.workers.drain(..) {
             worker.thread().unpark();
             // A worker catches the panics of its jobs, so it has none of its own to report.

@@ -21,7 +21,7 @@ impl Choices {
     /// The choices `texts` for `model`; `None` where there are none, and anything may be answered.
     ///
     /// # Errors
-    /// `InvalidInput` for a choice without a token.
+    /// `InvalidInput` for a choice without a token, or with one that ends answers.
     pub fn new(model: &Model, texts: Vec<String>) -> Result<Option<Self>> {
         if texts.is_empty() {
             return Ok(None);
@@ -33,6 +33,10 @@ impl Choices {
             let own = model.tokenizer().encode(&format!("{before}{text}"), false)?;
             if own.is_empty() {
                 return Err(Error::invalid(format!("the choice '{text}' has no token; leave it out")));
+            }
+            if own.iter().any(|token| model.config().eos_token_ids.contains(token)) {
+                let message = format!("the choice '{text}' holds a token that ends answers; write it otherwise");
+                return Err(Error::invalid(message));
             }
             tokens.push(own);
         }

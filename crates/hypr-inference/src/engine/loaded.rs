@@ -266,7 +266,10 @@ impl LoadedModels {
         let tables = match self.source.open(model_id) {
             Ok(tables) => tables,
             Err(error) => {
-                self.supersede(model_id);
+                // A disk that fails for a moment says nothing about the copy that is there.
+                if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Corrupted) {
+                    self.supersede(model_id);
+                }
                 return Err(error);
             }
         };

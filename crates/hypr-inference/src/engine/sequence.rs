@@ -410,6 +410,7 @@ impl Sequence {
             None if self.tokens.len() >= self.model().transformer().max_positions() => {
                 self.finish(None, FinishReason::Length)
             }
+            None if is_end => Err(Error::internal("an answer ended before it was one of its choices")),
             None => Ok(()),
         }
     }

@@ -84,7 +84,8 @@ impl Grammars {
             Some(entry) => entry,
             None => (constraint.clone(), self.compile(constraint)?),
         };
-        let matcher = entry.1.clone();
+        // A lexer of its own: one that has run into its limits refuses all that share it, for ever.
+        let matcher = entry.1.deep_clone();
         if compiled.len() >= KEPT {
             compiled.pop_front();
         }
@@ -97,7 +98,7 @@ impl Grammars {
         let parser =
             self.factory.create_parser(grammar).map_err(|error| schema::refusal(constraint, &format!("{error:#}")))?;
         let mut matcher = Matcher::new(Ok(parser));
-        // Also the first use of the lexer, which all sequences share.
+        // Also the first use of the lexer, which each sequence gets a copy of.
         match matcher.compute_mask() {
             Ok(_) => Ok(matcher),
             Err(error) => Err(schema::refusal(
