@@ -12,7 +12,7 @@ mod memory;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arrow_array::RecordBatch;
+use arrow_array::{Array, ArrayRef, RecordBatch};
 use datafusion::common::DataFusionError;
 use datafusion::execution::{SendableRecordBatchStream, SessionState};
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
@@ -126,7 +126,7 @@ pub(crate) fn result(state: &SessionState, rows: SendableRecordBatchStream) -> S
     let counted = rows.map(move |batch| {
         let batch = batch?;
         count += batch.num_rows() as u64;
-        bytes += batch.get_array_memory_size();
+        bytes += row_bytes(&batch);
         let over = match (result_rows, result_bytes) {
             (Some(limit), _) if count > limit => format!("rows than query.max_result_rows = {limit} allows"),
             (_, Some(limit)) if bytes > limit => {
@@ -137,6 +137,12 @@ pub(crate) fn result(state: &SessionState, rows: SendableRecordBatchStream) -> S
         Err(over_limit(&over))
     });
     Box::pin(RecordBatchStreamAdapter::new(schema, counted))
+}
+
+/// Bytes of the rows themselves: a batch may be a few rows out of large buffers.
+fn row_bytes(batch: &RecordBatch) -> usize {
+    let of = |column: &ArrayRef| column.to_data().get_slice_memory_size().unwrap_or(column.get_array_memory_size());
+    batch.columns().iter().map(of).sum()
 }
 
 fn over_limit(over: &str) -> DataFusionError {

@@ -285,6 +285,8 @@ async fn lazy_forms_ask_only_for_the_rows_that_need_it() {
             "CASE WHEN id = 1 THEN NULL WHEN 4 / (id - 1) > 1 THEN generate_response(body, max_tokens => 1) END",
             &["w2", "w3"],
         ),
+        // Drawn twice, the condition might say otherwise the second time.
+        ("CASE WHEN random() > 2 THEN generate_response(body, max_tokens => 1) END", &["w1", "w2", "w3", "w4", "w5"]),
         ("id > 3 AND generate_response(body, max_tokens => 1) <> ''", &["w4", "w5"]),
         ("generate_response(body, max_tokens => 1) <> '' AND id > 3", &["w4", "w5"]),
         ("id > 3 OR generate_response(body, max_tokens => 1) <> ''", &["w1", "w2", "w3"]),

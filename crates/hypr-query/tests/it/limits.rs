@@ -46,6 +46,13 @@ async fn a_result_has_at_most_the_rows_and_bytes_that_are_configured() {
     // What is not sent to a client is not a result.
     assert_eq!(fixture.affected("CREATE TABLE t AS SELECT value FROM generate_series(1, 5000)").await, 5000);
     assert_eq!(fixture.lines("SELECT count(*) FROM t").await, ["5000"]);
+    // What is sent counts, not the column that it is a part of.
+    let wide = "CREATE TABLE w AS SELECT value, repeat('y', 1500) AS body FROM generate_series(1, 20000)";
+    assert_eq!(fixture.affected(wide).await, 20_000);
+    fixture.database.flush().await.unwrap();
+    assert_eq!(fixture.lines("SELECT count(*), count(body) FROM w").await, ["20000|20000"]);
+    assert_eq!(fixture.query("SELECT * FROM w LIMIT 10").await.num_rows(), 10);
+    assert_eq!(fixture.query("SELECT * FROM w WHERE value % 100 = 7").await.num_rows(), 200);
 }
 
 const ENDLESS: &str = "SELECT count(*) FROM generate_series(1, 100000000000) a";
