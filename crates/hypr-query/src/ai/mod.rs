@@ -94,7 +94,7 @@ fn process_entropy() -> u64 {
 }
 
 /// Adds AI calls to a session: the functions and the rules, after those `builder` has. The session's query planner
-/// needs [`extension_planner`].
+/// needs `extension_planner`.
 pub fn install(builder: SessionStateBuilder, inference: Arc<dyn Inference>, options: AiOptions) -> SessionStateBuilder {
     let options = Arc::new(options);
     let mut builder = builder
