@@ -71,6 +71,16 @@ struct Entry {
     misses: AtomicU32,
 }
 
+impl Entry {
+    /// Whether the column is here, or was missed often enough to be read.
+    fn is_worth(&self) -> bool {
+        match self.column.get() {
+            Some(column) => column.is_some(),
+            None => self.misses.fetch_add(1, Ordering::Relaxed) >= MISSES,
+        }
+    }
+}
+
 impl Held {
     /// Lets go of what was used longest ago until `is_enough`.
     fn shrink(&mut self, is_enough: impl Fn(&Self) -> bool) {
@@ -172,13 +182,36 @@ impl ColumnCache {
         fragment: &Fragment,
         fields: &[i32],
     ) -> Result<Option<Vec<Pieces>>> {
-        let columns = fields.iter().map(|field| self.column(dataset, fragment, *field));
+        match self.entries(fragment, fields) {
+            Some(entries) => self.columns(dataset, fragment, fields, &entries).await,
+            None => Ok(None),
+        }
+    }
+
+    /// What is known of each of `fields`; none where no file of `fragment` holds one of them.
+    fn entries(&self, fragment: &Fragment, fields: &[i32]) -> Option<Vec<Arc<Entry>>> {
+        fields.iter().map(|field| self.entry(fragment, *field)).collect()
+    }
+
+    async fn columns(
+        &self,
+        dataset: &Arc<Dataset>,
+        fragment: &Fragment,
+        fields: &[i32],
+        entries: &[Arc<Entry>],
+    ) -> Result<Option<Vec<Pieces>>> {
+        let columns = fields.iter().zip(entries).map(|(field, entry)| self.column(dataset, fragment, *field, entry));
         let columns = futures::future::try_join_all(columns).await?;
         Ok(columns.into_iter().collect())
     }
 
-    async fn column(&self, dataset: &Arc<Dataset>, fragment: &Fragment, field: i32) -> Result<Option<Pieces>> {
-        let Some(entry) = self.entry(fragment, field) else { return Ok(None) };
+    async fn column(
+        &self,
+        dataset: &Arc<Dataset>,
+        fragment: &Fragment,
+        field: i32,
+        entry: &Arc<Entry>,
+    ) -> Result<Option<Pieces>> {
         let mut is_new = false;
         let column = entry.column.get_or_try_init(|| {
             is_new = true;
@@ -186,7 +219,7 @@ impl ColumnCache {
         });
         let column = column.await?.clone();
         if is_new {
-            self.admit(fragment, field, &entry);
+            self.admit(fragment, field, entry);
         }
         Ok(column)
     }
@@ -228,10 +261,11 @@ impl ColumnCache {
         let mut of_fragments = Vec::with_capacity(numbers.len());
         for number in &numbers {
             let fragment = fragment(dataset, *number)?;
-            if !fields.iter().all(|field| self.is_worth(fragment, *field)) {
+            let entries = self.entries(fragment, fields);
+            let Some(entries) = entries.filter(|entries| entries.iter().all(|entry| entry.is_worth())) else {
                 return Ok(None);
-            }
-            let Some(columns) = self.read(dataset, fragment, fields).await? else { return Ok(None) };
+            };
+            let Some(columns) = self.columns(dataset, fragment, fields, &entries).await? else { return Ok(None) };
             of_fragments.push(columns);
         }
         // The pieces that the rows lie in, and where each row lies.
@@ -256,15 +290,6 @@ impl ColumnCache {
             Ok(arrow_select::interleave::interleave(&sources, &places)?)
         };
         (0..fields.len()).map(column).collect::<Result<_>>().map(Some)
-    }
-
-    /// Whether a column is here, or was missed often enough to be read.
-    fn is_worth(&self, fragment: &Fragment, field: i32) -> bool {
-        let Some(entry) = self.entry(fragment, field) else { return false };
-        match entry.column.get() {
-            Some(column) => column.is_some(),
-            None => entry.misses.fetch_add(1, Ordering::Relaxed) >= MISSES,
-        }
     }
 
     /// Bytes that are kept.

@@ -1,7 +1,7 @@
 //! The engine service on tiny networks: batching, queueing, cancelling, failing, the context rule.
 
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
+use std::thread;
 
 use arrow_buffer::Buffer;
 use futures::executor::block_on;
@@ -12,8 +12,7 @@ use hypr_inference::import;
 use hypr_inference::kv_cache::KvPrecision;
 use hypr_inference::transformer::Transformer;
 use hypr_inference::{
-    ChatMessage, EmbedRequest, EngineHandle, EngineOptions, EngineService, FinishReason, GenerateRequest, Inference,
-    Prompt, Sampling, Task, engine,
+    ChatMessage, EmbedRequest, EngineOptions, FinishReason, GenerateRequest, Inference, Prompt, Sampling, Task, engine,
 };
 use serde_json::{Map, Value, json};
 
@@ -44,11 +43,6 @@ pub fn model(fixture_name: &str, id: &str, context_length: usize) -> ModelTables
 
 fn options() -> EngineOptions {
     EngineOptions { threads: 2, max_context_tokens: 1 << 20, ..EngineOptions::default() }
-}
-
-fn start(source: Arc<dyn ModelSource>, options: EngineOptions) -> (EngineHandle, JoinHandle<()>) {
-    let (handle, service) = engine(source, options);
-    (handle, thread::spawn(|| EngineService::run(service)))
 }
 
 fn llama() -> Arc<Models> {

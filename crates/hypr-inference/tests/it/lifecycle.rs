@@ -3,7 +3,6 @@
 #[cfg(target_os = "linux")]
 use std::fs::File;
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
 
 #[cfg(target_os = "linux")]
 use arrow_buffer::Buffer;
@@ -11,17 +10,10 @@ use futures::executor::block_on;
 use futures::{FutureExt, StreamExt};
 use hypr_common::ErrorKind;
 use hypr_common::model::{ModelSource, ModelTables};
-use hypr_inference::{
-    EmbedRequest, EngineHandle, EngineOptions, EngineService, GenerateRequest, Inference, LoadedModel, engine, paging,
-};
+use hypr_inference::{EmbedRequest, EngineHandle, EngineOptions, GenerateRequest, Inference, LoadedModel, paging};
 
 use crate::engine::{model, request, tokenizer};
 use crate::support::*;
-
-fn start(source: Arc<dyn ModelSource>, options: EngineOptions) -> (EngineHandle, JoinHandle<()>) {
-    let (handle, service) = engine(source, options);
-    (handle, thread::spawn(|| EngineService::run(service)))
-}
 
 fn options(model_memory_bytes: Option<usize>) -> EngineOptions {
     EngineOptions { threads: 1, max_context_tokens: 1 << 20, model_memory_bytes, ..EngineOptions::default() }

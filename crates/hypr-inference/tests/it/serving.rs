@@ -2,7 +2,7 @@
 //! with what the network says when it is run by hand, alone.
 
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
+use std::thread;
 
 use futures::executor::block_on;
 use futures::future::join_all;
@@ -13,9 +13,7 @@ use hypr_common::model::{ModelSource, ModelTables};
 use hypr_inference::kv_cache::KvPrecision;
 use hypr_inference::sampler::argmax;
 use hypr_inference::transformer::{Chunk, Transformer, Workspace};
-use hypr_inference::{
-    EngineHandle, EngineOptions, EngineService, GenerateRequest, Inference, Prompt, Sampling, engine, import,
-};
+use hypr_inference::{EngineOptions, GenerateRequest, Inference, Prompt, Sampling, engine, import};
 use hypr_tensor::Kernels;
 
 use crate::engine::{model, request};
@@ -23,24 +21,20 @@ use crate::support::*;
 
 /// Bytes of a block of the tiny networks: two layers of keys and values, sixteen tokens of sixteen halves.
 const BLOCK_BYTES: usize = 2 * 2 * 16 * 16 * 2;
-const CONTEXT: usize = 256;
+pub const CONTEXT: usize = 256;
 
 fn tiny(name: &str, id: &str) -> ModelTables {
     model(name, id, CONTEXT)
 }
 
-fn options(blocks: usize) -> EngineOptions {
+/// For tiny networks, whose keys and values have `blocks` blocks.
+pub fn options(blocks: usize) -> EngineOptions {
     EngineOptions {
         threads: 2,
         max_context_tokens: CONTEXT,
         kv_cache_bytes: blocks * BLOCK_BYTES,
         ..EngineOptions::default()
     }
-}
-
-fn start(source: Arc<dyn ModelSource>, options: EngineOptions) -> (EngineHandle, JoinHandle<()>) {
-    let (handle, service) = engine(source, options);
-    (handle, thread::spawn(|| EngineService::run(service)))
 }
 
 fn one(tables: ModelTables) -> Arc<Models> {

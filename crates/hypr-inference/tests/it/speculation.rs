@@ -1,40 +1,25 @@
 //! Guessed tokens: that they change nothing but the number of passes, whoever guesses.
 
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 
 use futures::StreamExt;
 use futures::executor::block_on;
 use futures::future::join_all;
 use hypr_common::ErrorKind;
-use hypr_common::model::{ModelSource, ModelTables};
+use hypr_common::model::ModelTables;
 use hypr_inference::kv_cache::KvPrecision;
 use hypr_inference::transformer::Transformer;
 use hypr_inference::{
-    EngineHandle, EngineMetrics, EngineOptions, EngineService, GenerateRequest, Generation, Inference, Prompt,
-    Sampling, Speculative, engine, import,
+    EngineHandle, EngineMetrics, EngineOptions, GenerateRequest, Generation, Inference, Prompt, Sampling, Speculative,
+    import,
 };
 
 use crate::engine::{model, request};
+use crate::serving::{CONTEXT, options};
 use crate::support::*;
 
-const CONTEXT: usize = 256;
-const BLOCK_BYTES: usize = 2 * 2 * 16 * 16 * 2;
 const LOOKUP: Speculative = Speculative::PromptLookup { max_ngram: 3, tokens: 6 };
-
-fn options(blocks: usize) -> EngineOptions {
-    EngineOptions {
-        threads: 2,
-        max_context_tokens: CONTEXT,
-        kv_cache_bytes: blocks * BLOCK_BYTES,
-        ..EngineOptions::default()
-    }
-}
-
-fn start(source: Arc<dyn ModelSource>, options: EngineOptions) -> (EngineHandle, JoinHandle<()>) {
-    let (handle, service) = engine(source, options);
-    (handle, thread::spawn(|| EngineService::run(service)))
-}
 
 /// One that answers, one of other weights, one of other tokens.
 fn models() -> Arc<Models> {

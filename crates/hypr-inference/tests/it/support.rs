@@ -3,15 +3,23 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread::{self, JoinHandle};
 
 use arrow_buffer::Buffer;
 use hypr_common::model::{ModelMetadata, ModelSource, ModelTables};
 use hypr_common::{Error, Result};
 use hypr_inference::kv_cache::KvPrecision;
 use hypr_inference::transformer::{Chunk, Transformer, Workspace};
+use hypr_inference::{EngineHandle, EngineOptions, EngineService, engine};
 use hypr_tensor::{Kernels, Level, Pool};
 use parking_lot::Mutex;
 use serde_json::Value;
+
+/// An engine over the models of `source`, and its thread.
+pub fn start(source: Arc<dyn ModelSource>, options: EngineOptions) -> (EngineHandle, JoinHandle<()>) {
+    let (handle, service) = engine(source, options);
+    (handle, thread::spawn(|| EngineService::run(service)))
+}
 
 /// Read when the test runs: a target directory that several checkouts share may hold a test built in another one.
 pub fn fixture(name: &str) -> PathBuf {
