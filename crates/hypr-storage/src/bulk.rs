@@ -197,7 +197,7 @@ impl Load {
         let earlier = self.state.lock().ids.clone();
         let mut reservations = Vec::new();
         for index in self.indexes() {
-            reservations.push(index.reserve(&batches, first_row_id, &self.removed, None, &earlier)?);
+            reservations.push(index.reserve(&batches, first_row_id, &self.removed, None, false, &earlier)?);
         }
         let numbered = shared.number_rows(&batches[0], first_row_id)?;
         let mut state = self.state.lock();

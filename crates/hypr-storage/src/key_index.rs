@@ -69,6 +69,16 @@ fn freed(claimed: Option<Option<u64>>, holder: u64, replaced: &[u64], dead: &Has
     }
 }
 
+/// A row whose key is taken.
+struct Duplicate {
+    batch: usize,
+    row: usize,
+    /// By a row of the same statement.
+    in_statement: bool,
+    /// By a commit that is not applied yet.
+    is_pending: bool,
+}
+
 /// What a key is taken by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Holder {
@@ -166,16 +176,19 @@ impl KeyIndex {
 
     /// Takes the keys of new rows numbered from `first_row_id`. `replaced` (ascending) are rows that the
     /// same commit deletes; their keys are free. `claims` are keys taken before for this commit, `earlier` the ids
-    /// of rows of the same statement that have their keys already.
+    /// of rows of the same statement that have their keys already. `is_upsert`: the commit may replace a row that
+    /// another upsert found by this key and has not changed yet.
     ///
     /// # Errors
-    /// `InvalidInput` for a NULL in the key, `AlreadyExists` for a key that the table or the statement has.
+    /// `InvalidInput` for a NULL in the key, `AlreadyExists` for a key that the table or the statement has, `Conflict`
+    /// for an upsert that meets another one under way.
     pub(crate) fn reserve(
         self: &Arc<Self>,
         batches: &[RecordBatch],
         first_row_id: u64,
         replaced: &[u64],
         claims: Option<&mut Claims>,
+        is_upsert: bool,
         earlier: &[Range<u64>],
     ) -> Result<Reservation> {
         let mut hashed = Vec::with_capacity(batches.len());
@@ -214,7 +227,13 @@ impl KeyIndex {
                     Entry::Occupied(mut entry) => {
                         let holder = *entry.get();
                         let Some(before) = freed(claimed.remove(hash), holder, replaced, dead) else {
-                            duplicate = Some((at, row, earlier.iter().chain([&ids]).any(|ids| ids.contains(&holder))));
+                            let has = |ids: &Range<u64>| ids.contains(&holder);
+                            duplicate = Some(Duplicate {
+                                batch: at,
+                                row,
+                                in_statement: earlier.iter().chain([&ids]).any(has),
+                                is_pending: pending.iter().any(has),
+                            });
                             break 'batches;
                         };
                         entry.insert(id);
@@ -235,10 +254,12 @@ impl KeyIndex {
             });
         }
         drop(guard);
-        match duplicate {
-            None => Ok(reservation),
-            Some((at, row, in_statement)) => Err(self.duplicate(&self.keys_of(&batches[at]), row, in_statement)),
+        let Some(duplicate) = duplicate else { return Ok(reservation) };
+        if is_upsert && duplicate.is_pending && !duplicate.in_statement {
+            let message = format!("another statement is changing the same row of table {}; run it again", self.table);
+            return Err(Error::new(ErrorKind::Conflict, message));
         }
+        Err(self.duplicate(&self.keys_of(&batches[duplicate.batch]), duplicate.row, duplicate.in_statement))
     }
 
     /// The error for a duplicate key in row `row` of `batch`.

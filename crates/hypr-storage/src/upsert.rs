@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering;
 
 use arrow_array::RecordBatch;
 use arrow_select::concat::concat_batches;
-use hypr_common::{Error, Result};
+use hypr_common::{Error, ErrorKind, Result};
 use tokio::sync::OwnedRwLockReadGuard;
 
 use crate::Table;
@@ -176,14 +176,23 @@ impl Upsert {
     /// durable when this returns.
     ///
     /// # Errors
-    /// As for [`Table::insert`].
+    /// As for [`Table::insert`]; `Conflict` when another upsert, which found one of the rows by another key, is about
+    /// to change it.
     pub async fn commit(self, mut replaced: Vec<u64>, batches: Vec<RecordBatch>) -> Result<()> {
         replaced.sort_unstable();
         let batches = self.table.conform_all(&batches)?;
         if replaced.is_empty() && batches.is_empty() {
             return Ok(());
         }
-        let change = self.table.stage_claimed(batches, replaced, self.keys, self.claims).await?;
-        self.table.commit(change, Some(Turn::Upsert { _guard: self.mutation })).await
+        match self.table.stage_claimed(batches, replaced, self.keys, self.claims).await {
+            Ok(change) => self.table.commit(change, Some(Turn::Upsert { _guard: self.mutation })).await,
+            Err(error) => {
+                if error.kind() == ErrorKind::Conflict {
+                    // Whoever tries again now would meet the same one.
+                    self.table.wait_for_commits().await;
+                }
+                Err(error)
+            }
+        }
     }
 }

@@ -17,7 +17,7 @@ use datafusion::logical_expr::LogicalPlan;
 use datafusion::sql::sqlparser::ast::{
     Assignment, ConflictTarget as TargetAst, DoUpdate, Expr, OnConflictAction, OnInsert,
 };
-use hypr_common::{Error, Result};
+use hypr_common::{Error, ErrorKind, Result};
 use hypr_storage::{Conflict, ConflictTarget, ROW_ID_COLUMN, Table, Upsert};
 
 use super::returning::Returning;
@@ -176,6 +176,9 @@ impl OnConflict {
     }
 }
 
+/// How often a statement tries again when it meets others that change the same rows.
+const MEETINGS: usize = 100;
+
 /// `rows` with their numbers.
 fn numbered(rows: &RecordBatch) -> Result<RecordBatch> {
     let mut fields = rows.schema().fields().to_vec();
@@ -202,12 +205,16 @@ impl Execution<'_> {
     /// Inserts or changes `proposed`. Executions that meet an earlier one's row come after it.
     pub(super) async fn run(&self, proposed: Vec<RecordBatch>, done: &mut Done) -> Result<()> {
         let key = self.on_conflict.target(self.target)?;
-        let mut left = proposed;
+        let (mut left, mut met) = (proposed, 0);
         while left.iter().any(|batch| batch.num_rows() > 0) {
-            let upsert = self.target.begin_upsert(left, &key).await?;
+            let upsert = self.target.begin_upsert(left.clone(), &key).await?;
             let again = self.again(&upsert)?;
-            self.apply(upsert, &key, done).await?;
-            left = again;
+            match self.apply(upsert, &key, done).await {
+                Ok(()) => left = again,
+                // Another upsert found a row by another key: one of the two is done the next time.
+                Err(error) if error.kind() == ErrorKind::Conflict && met < MEETINGS => met += 1,
+                Err(error) => return Err(error),
+            }
         }
         Ok(())
     }
@@ -239,12 +246,17 @@ impl Execution<'_> {
                 rows.extend(changed);
             }
         }
-        if let Some(returning) = self.returning {
-            let shown = returning.rows(self.session, self.state, self.plan, rows.clone(), self.params, 0).await?;
-            done.returned.extend(shown);
-        }
-        done.affected += rows.iter().map(|batch| batch.num_rows() as u64).sum::<u64>();
-        upsert.commit(replaced, rows).await
+        let returned = match self.returning {
+            Some(returning) => {
+                returning.rows(self.session, self.state, self.plan, rows.clone(), self.params, 0).await?
+            }
+            None => Vec::new(),
+        };
+        let affected = rows.iter().map(|batch| batch.num_rows() as u64).sum::<u64>();
+        upsert.commit(replaced, rows).await?;
+        done.returned.extend(returned);
+        done.affected += affected;
+        Ok(())
     }
 
     /// The stored rows that go and what they become.

@@ -63,6 +63,30 @@ async fn parallel_upserts_of_one_key_lose_no_update() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn upserts_that_find_one_row_by_different_keys_lose_no_update() {
+    const WRITERS: usize = 8;
+    const EACH: usize = 20;
+    let fixture = Arc::new(Fixture::new().await);
+    fixture.affected("CREATE TABLE places (id BIGINT PRIMARY KEY, code TEXT UNIQUE, n BIGINT)").await;
+    let writers = (0..WRITERS).map(|writer| {
+        let fixture = Arc::clone(&fixture);
+        tokio::spawn(async move {
+            let key = if writer % 2 == 0 { "id" } else { "code" };
+            let sql =
+                format!("INSERT INTO places VALUES (1, 'a', 1) ON CONFLICT ({key}) DO UPDATE SET n = places.n + 1");
+            for _ in 0..EACH {
+                assert_eq!(fixture.affected(&sql).await, 1);
+            }
+        })
+    });
+    fixture.affected("INSERT INTO places VALUES (1, 'a', 0)").await;
+    for writer in writers.collect::<Vec<_>>() {
+        writer.await.unwrap();
+    }
+    assert_eq!(fixture.lines("SELECT n, count(*) FROM places GROUP BY n").await, [format!("{}|1", WRITERS * EACH)]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn inserts_and_upserts_of_one_key_leave_one_row() {
     let fixture = Arc::new(Fixture::new().await);
     fixture.affected("CREATE TABLE t (id BIGINT PRIMARY KEY, n BIGINT)").await;
