@@ -13,7 +13,6 @@ use datafusion::sql::sqlparser::ast::{
     Ident, Set, Statement as Sql, TransactionAccessMode, TransactionIsolationLevel, TransactionMode,
 };
 use hypr_common::{Error, ErrorKind, Result};
-use hypr_storage::ann::Effort;
 use hypr_storage::{Mark, SavepointRef, Transaction};
 use parking_lot::Mutex;
 use tokio::sync::OwnedMutexGuard;
@@ -143,7 +142,7 @@ impl Session {
 
     /// Whether something would be lost if the next statement of the client ran in a new session.
     pub fn has_state(&self) -> bool {
-        self.transaction().is_some() || SearchSettings::of(self.state.config()) != Effort::default()
+        self.transaction().is_some() || SearchSettings::is_changed(self.state.config())
     }
 
     /// Runs a statement about transactions.

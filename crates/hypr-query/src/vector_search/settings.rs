@@ -69,6 +69,14 @@ impl SearchSettings {
         config.get_extension::<Self>().map_or_else(Effort::default, |settings| settings.effort())
     }
 
+    /// Whether the session of `config` has set anything.
+    pub(crate) fn is_changed(config: &SessionConfig) -> bool {
+        let settings = config.get_extension::<Self>();
+        settings.is_some_and(|settings| {
+            SETTINGS.iter().any(|(_, setting, _)| settings.slot(*setting).load(Ordering::Relaxed) != 0)
+        })
+    }
+
     /// Whether the session of `config` takes answers of models from the cache and leaves its own there.
     pub(crate) fn keeps_answers(config: &SessionConfig) -> bool {
         let settings = config.get_extension::<Self>();
