@@ -125,6 +125,11 @@ def load(flight_rate: str, address: str, clients: int) -> float:
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)["rows_per_s"]
 
 
+def read(flight_rate: str, address: str) -> dict:
+    command = [flight_rate, "read", f"http://{address}", str(RUNS), "SELECT * FROM bench_bulk"]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
 @contextlib.contextmanager
 def null_server(flight_rate: str):
     process = subprocess.Popen([flight_rate, "serve"], stdout=subprocess.PIPE, text=True)
@@ -151,6 +156,8 @@ def over_flight(binary: str, flight_rate: str, directory: pathlib.Path) -> dict:
                     ours, nothing = measure(server.address), measure(null)
                     rates[f"{way} {clients}"] = {"hyprstream": ours, "null": nothing, "ratio": ours / nothing}
             rates["bulk"] = bulk_rates(server)
+            for name, address in {"hyprstream": server.address, "null": null}.items():
+                rates["bulk"][f"read by a compiled client, {name}"] = read(flight_rate, address)
     return rates
 
 

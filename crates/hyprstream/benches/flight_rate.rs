@@ -1,20 +1,23 @@
 //! What a Flight SQL server can do at most, and what one does: a server that stores nothing, and clients that send it,
-//! or any other server, single-row inserts or searches.
+//! or any other server, single-row inserts or searches, or read a large result.
 //!
 //! ```text
 //! cargo bench -p hyprstream --bench flight_rate -- serve
 //! cargo bench -p hyprstream --bench flight_rate -- load http://HOST:PORT CLIENTS SECONDS
 //! cargo bench -p hyprstream --bench flight_rate -- search http://HOST:PORT CLIENTS SECONDS VECTORS WIDTH SQL
+//! cargo bench -p hyprstream --bench flight_rate -- read http://HOST:PORT TIMES SQL
 //! ```
 //! `serve` prints its address. `load` prints one JSON object: acknowledged rows a second, each a `DoPut` of its
 //! own on a prepared statement, over one connection a client. `search` binds the vectors of a file, `[rows, WIDTH]` as
 //! little-endian f32, one after the other to the only parameter of SQL and reads its rows, which takes `DoPut`,
-//! `GetFlightInfo` and `DoGet`; it prints queries a second and milliseconds of one. On a server that stores nothing, the
-//! rate is the floor of gRPC and Arrow IPC on the machine; `bench/rates.py` and `bench/vector.py` run both.
+//! `GetFlightInfo` and `DoGet`; it prints queries a second and milliseconds of one. `read` runs SQL and prints rows and
+//! bytes a second of the fastest time, which a server that stores nothing answers with a million rows of those that
+//! `load` sends. On a server that stores nothing, the rate is the floor of gRPC and Arrow IPC on the machine;
+//! `bench/rates.py` and `bench/vector.py` run both.
 
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use arrow_array::{ArrayRef, FixedSizeListArray, Float32Array, Float64Array, Int64Array, RecordBatch, StringArray};
@@ -27,7 +30,7 @@ use arrow_flight::sql::server::{FlightSqlService, PeekableFlightDataStream};
 use arrow_flight::sql::{
     ActionClosePreparedStatementRequest, ActionCreatePreparedStatementRequest, ActionCreatePreparedStatementResult,
     CommandPreparedStatementQuery, CommandPreparedStatementUpdate, CommandStatementQuery, CommandStatementUpdate,
-    DoPutPreparedStatementResult, DoPutUpdateResult, ProstMessageExt, SqlInfo,
+    DoPutPreparedStatementResult, DoPutUpdateResult, ProstMessageExt, SqlInfo, TicketStatementQuery,
 };
 use arrow_flight::{Action, FlightDescriptor, FlightEndpoint, FlightInfo, Ticket};
 use arrow_schema::{DataType, Field};
@@ -42,6 +45,10 @@ type Anyhow<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 const CREATE: &str =
     "CREATE TABLE IF NOT EXISTS bench_rate (id BIGINT PRIMARY KEY, name TEXT, reading DOUBLE, note TEXT)";
 const INSERT: &str = "INSERT INTO bench_rate VALUES (?, ?, ?, ?)";
+/// Rows that a server which stores nothing has, in batches of the size that ours sends.
+static ROWS: LazyLock<Vec<RecordBatch>> =
+    LazyLock::new(|| (0..1_000_000).step_by(BATCH_ROWS).map(|first| rows(first, BATCH_ROWS)).collect());
+const BATCH_ROWS: usize = 8192;
 
 /// Reads what it is sent, keeps nothing, and answers as a server that did the work would.
 #[derive(Clone)]
@@ -72,7 +79,18 @@ impl FlightSqlService for NullServer {
         _query: CommandStatementQuery,
         _request: Request<FlightDescriptor>,
     ) -> Result<Response<FlightInfo>, Status> {
-        Ok(Response::new(FlightInfo::new().with_total_records(1)))
+        let ticket = TicketStatementQuery { statement_handle: Bytes::new() }.as_any().encode_to_vec();
+        let endpoint = FlightEndpoint::new().with_ticket(Ticket::new(ticket));
+        Ok(Response::new(FlightInfo::new().with_endpoint(endpoint).with_total_records(1)))
+    }
+
+    async fn do_get_statement(
+        &self,
+        _ticket: TicketStatementQuery,
+        _request: Request<Ticket>,
+    ) -> Result<Response<<Self as FlightService>::DoGetStream>, Status> {
+        let messages = FlightDataEncoderBuilder::new().build(stream::iter(ROWS.iter().cloned().map(Ok)));
+        Ok(Response::new(Box::pin(messages.map_err(Into::into))))
     }
 
     async fn get_flight_info_prepared_statement(
@@ -143,14 +161,15 @@ async fn serve() -> Anyhow<()> {
     Ok(())
 }
 
-fn row(id: i64) -> RecordBatch {
+fn rows(first: i64, rows: usize) -> RecordBatch {
+    let ids = first..first + rows as i64;
     let columns: [(&str, ArrayRef); 4] = [
-        ("id", Arc::new(Int64Array::from(vec![id]))),
-        ("name", Arc::new(StringArray::from(vec![format!("sensor-{}", id % 1000)]))),
-        ("reading", Arc::new(Float64Array::from(vec![id as f64 * 0.25]))),
-        ("note", Arc::new(StringArray::from(vec![format!("row {id}")]))),
+        ("id", Arc::new(Int64Array::from_iter_values(ids.clone()))),
+        ("name", Arc::new(StringArray::from_iter_values(ids.clone().map(|id| format!("sensor-{}", id % 1000))))),
+        ("reading", Arc::new(Float64Array::from_iter_values(ids.clone().map(|id| id as f64 * 0.25)))),
+        ("note", Arc::new(StringArray::from_iter_values(ids.map(|id| format!("row {id}"))))),
     ];
-    RecordBatch::try_from_iter(columns).expect("the columns have one row each")
+    RecordBatch::try_from_iter(columns).expect("the columns are of one length")
 }
 
 async fn connect(url: &str) -> Anyhow<FlightServiceClient<Channel>> {
@@ -173,7 +192,7 @@ async fn prepare(client: &mut FlightServiceClient<Channel>, sql: &str) -> Anyhow
 async fn put(client: &mut FlightServiceClient<Channel>, command: &[u8], id: i64) -> Anyhow<bool> {
     let messages = FlightDataEncoderBuilder::new()
         .with_flight_descriptor(Some(FlightDescriptor::new_cmd(command.to_vec())))
-        .build(stream::iter([Ok(row(id))]))
+        .build(stream::iter([Ok(rows(id, 1))]))
         .map(|message| message.expect("a row encodes"));
     let mut answers = client.do_put(messages).await?.into_inner();
     let answer = answers.try_next().await?.ok_or("the server said nothing")?;
@@ -227,6 +246,35 @@ async fn search(client: &mut FlightServiceClient<Channel>, command: &[u8], vecto
     let messages = client.do_get(ticket).await?.into_inner().map_err(Into::into);
     let batches: Vec<RecordBatch> = FlightRecordBatchStream::new_from_flight_data(messages).try_collect().await?;
     Ok(batches.iter().map(RecordBatch::num_rows).sum())
+}
+
+async fn read(url: &str, times: usize, sql: &str) -> Anyhow<()> {
+    let mut client = connect(url).await?;
+    let query = CommandStatementQuery { query: sql.to_owned(), transaction_id: None };
+    let (mut fastest, mut read) = (f64::INFINITY, (0, 0));
+    for _ in 0..times {
+        let start = Instant::now();
+        let descriptor = FlightDescriptor::new_cmd(query.as_any().encode_to_vec());
+        let info = client.get_flight_info(descriptor).await?.into_inner();
+        read = (0, 0);
+        for endpoint in info.endpoint {
+            let ticket = endpoint.ticket.ok_or("no ticket")?;
+            let messages = client.do_get(ticket).await?.into_inner().map_err(Into::into);
+            let mut batches = FlightRecordBatchStream::new_from_flight_data(messages);
+            while let Some(batch) = batches.try_next().await? {
+                let bytes: usize = batch
+                    .columns()
+                    .iter()
+                    .map(|column| column.to_data().get_slice_memory_size())
+                    .sum::<Result<_, _>>()?;
+                read = (read.0 + batch.num_rows(), read.1 + bytes);
+            }
+        }
+        fastest = fastest.min(start.elapsed().as_secs_f64());
+    }
+    let (rows_per_s, gb_per_s) = (read.0 as f64 / fastest, read.1 as f64 / fastest / 1e9);
+    println!("{{\"rows\": {}, \"rows_per_s\": {rows_per_s:.0}, \"gb_per_s\": {gb_per_s:.3}}}", read.0);
+    Ok(())
 }
 
 fn vectors(path: &str, width: usize) -> Anyhow<Vec<RecordBatch>> {
@@ -290,6 +338,9 @@ async fn main() -> Anyhow<()> {
         ["search", url, clients, seconds, path, width, sql] => {
             search_load(url, clients.parse()?, seconds.parse()?, vectors(path, width.parse()?)?, sql).await
         }
-        _ => Err("say `serve`, `load URL CLIENTS SECONDS` or `search URL CLIENTS SECONDS VECTORS WIDTH SQL`".into()),
+        ["read", url, times, sql] => read(url, times.parse()?, sql).await,
+        _ => Err("say `serve`, `load URL CLIENTS SECONDS`, `search URL CLIENTS SECONDS VECTORS WIDTH SQL` or \
+                  `read URL TIMES SQL`"
+            .into()),
     }
 }
