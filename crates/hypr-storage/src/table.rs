@@ -31,7 +31,7 @@ use crate::tail::{Snapshot, Tail, TailBatch};
 use crate::text::{self, TextCaches, TextIndexSize, TextMatches, TextOptions, TextSearch};
 use crate::transaction::{Overlay, Removals};
 use crate::validate::conform;
-use crate::wal::frame::{FRAME_TARGET_BYTES, Frame};
+use crate::wal::frame::{FRAME_TARGET_BYTES, Frame, StreamHeader};
 use crate::wal::writer::{Effect, Log, Touched, closed};
 
 /// Larger inserts are encoded on a blocking thread.
@@ -48,6 +48,8 @@ pub(crate) struct TableShared {
     /// The definition's columns and the row id. Any column may be NULL: a row that is gone may be from before it
     /// was NOT NULL.
     pub(crate) row_schema: SchemaRef,
+    /// What its rows in the log begin with.
+    stream_header: StreamHeader,
     pub(crate) dir: Arc<TableDir>,
     pub(crate) tail: Mutex<Tail>,
     snapshot: ArcSwap<Snapshot>,
@@ -121,6 +123,7 @@ impl TableShared {
         let (definition, layout) = (stored.definition(), stored.layout()?);
         let constraints = Constraints::of(&definition)?;
         let row_schema = tail_schema(&definition.columns);
+        let stream_header = StreamHeader::new(&definition.columns)?;
         Ok(Self {
             snapshot: ArcSwap::from_pointee(tail.snapshot(&dir)),
             tail: Mutex::new(tail),
@@ -129,6 +132,7 @@ impl TableShared {
             constraints,
             layout,
             row_schema,
+            stream_header,
             dir,
             next_row_id: AtomicU64::new(0),
             clock,
@@ -164,7 +168,8 @@ impl TableShared {
 
     /// Shows readers the current state.
     pub(crate) fn publish(&self) {
-        let tail = self.tail.lock();
+        let mut tail = self.tail.lock();
+        tail.merge_batches();
         // Under the lock, so that snapshots are published in the order of the states they show.
         self.snapshot.store(Arc::new(tail.snapshot(&self.dir)));
     }
@@ -490,9 +495,10 @@ impl Table {
         let rows: usize = batches.iter().map(RecordBatch::num_rows).sum();
         let first_row_id = self.shared.next_row_id.fetch_add(rows as u64, Ordering::AcqRel);
         let mut reservations = Vec::new();
+        let is_upsert = !claims.is_empty();
         for index in keys.iter().flat_map(|indexes| indexes.iter()) {
             let claimed = claims.iter_mut().find(|claims| Arc::ptr_eq(claims.index(), index));
-            reservations.push(index.reserve(&batches, first_row_id, &removed, claimed, &[])?);
+            reservations.push(index.reserve(&batches, first_row_id, &removed, claimed, is_upsert, &[])?);
         }
         let shared = Arc::clone(&self.shared);
         let bytes: usize = batches.iter().map(RecordBatch::get_array_memory_size).sum();
@@ -676,7 +682,7 @@ fn encode(table: &TableShared, batches: &[RecordBatch], mut first_row_id: u64, r
         let rows_per_piece = batch.num_rows().div_ceil(pieces).max(1);
         for start in (0..batch.num_rows()).step_by(rows_per_piece) {
             let piece = batch.slice(start, rows_per_piece.min(batch.num_rows() - start));
-            let frame = Frame::rows(table.stored.id, first_row_id, &piece)?;
+            let frame = Frame::rows(table.stored.id, first_row_id, &table.stream_header, &piece)?;
             let rows = table.number_rows(&piece, first_row_id)?;
             added.push(TailBatch::new(rows, frame.len()));
             frames.push(frame);

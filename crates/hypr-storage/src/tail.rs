@@ -1,8 +1,8 @@
 //! The part of a table that is in the log and in memory, not yet in Lance, and the snapshots readers see.
 //!
-//! Rows are immutable and numbered; a deletion is a *dead* row id, wherever the row lies. New batches and
-//! dead lists are merged with their neighbours of similar size, so that their number stays logarithmic
-//! however small the commits are.
+//! Rows are immutable and numbered; a deletion is a *dead* row id, wherever the row lies. New batches, before
+//! readers are shown them, and dead lists are merged with their neighbours of similar size, so that their number stays
+//! logarithmic however small the commits are.
 //!
 //! Invariant: a [`Snapshot`] is one state between two commits. A flush freezes a prefix of the tail, writes
 //! it, and swaps it for the new Lance version in one step.
@@ -22,6 +22,8 @@ use crate::lance_store::TableDir;
 
 /// Batches are not merged beyond this many bytes: copying them again costs more than it saves.
 const MERGE_LIMIT_BYTES: usize = 1 << 20;
+/// Batches that nobody was shown yet are merged when there are this many.
+const MERGE_AFTER: usize = 64;
 
 /// Rows of the tail, row id last.
 #[derive(Clone, Debug)]
@@ -198,6 +200,8 @@ pub(crate) struct Unfinished {
 pub(crate) struct Tail {
     dataset: Option<Arc<Dataset>>,
     batches: Vec<Arc<TailBatch>>,
+    /// Batches that came since the last merge.
+    unmerged: usize,
     dead: Vec<DeadRows>,
     frozen_batches: usize,
     frozen_dead: usize,
@@ -216,6 +220,7 @@ impl Tail {
         Self {
             dataset,
             batches: Vec::new(),
+            unmerged: 0,
             dead: Vec::new(),
             frozen_batches: 0,
             frozen_dead: 0,
@@ -232,14 +237,33 @@ impl Tail {
         self.open.extend(first_lsn, now_us, batch.rows.num_rows(), batch.bytes);
         self.last_lsn = lsn;
         self.batches.push(Arc::new(batch));
-        while let [.., a, b] = &self.batches[self.frozen_batches..]
-            && b.rows.num_rows() * 2 > a.rows.num_rows()
-            && a.bytes + b.bytes <= MERGE_LIMIT_BYTES
-            && let Ok(rows) = concat_batches(a.rows.schema_ref(), [&a.rows, &b.rows])
+        self.unmerged += 1;
+        if self.unmerged == MERGE_AFTER {
+            self.merge_batches();
+        }
+    }
+
+    /// Merges the last batches, as long as what they come to is more than half of the one before: rows of many
+    /// commits are copied together once, before readers are shown them.
+    pub(crate) fn merge_batches(&mut self) {
+        let mut first = self.batches.len();
+        let (mut rows, mut bytes) = (0, 0);
+        while let Some(before) = first.checked_sub(1).filter(|before| *before >= self.frozen_batches)
+            && let batch = &self.batches[before]
+            && (rows == 0 || rows * 2 > batch.rows.num_rows())
+            && bytes + batch.bytes <= MERGE_LIMIT_BYTES
         {
-            let merged = TailBatch::new(rows, a.bytes + b.bytes);
-            self.batches.truncate(self.batches.len() - 2);
-            self.batches.push(Arc::new(merged));
+            rows += batch.rows.num_rows();
+            bytes += batch.bytes;
+            first = before;
+        }
+        self.unmerged = 0;
+        let run = &self.batches[first..];
+        if run.len() > 1
+            && let Ok(rows) = concat_batches(run[0].rows.schema_ref(), run.iter().map(|batch| &batch.rows))
+        {
+            self.batches.truncate(first);
+            self.batches.push(Arc::new(TailBatch::new(rows, bytes)));
         }
     }
 
@@ -369,7 +393,12 @@ mod tests {
         for id in 0..10_000 {
             tail.push_rows(batch(id..id + 1), id + 1, id + 1, 0);
             tail.push_dead(vec![id], id + 1, id + 1, 0);
+            // Groups of every size up to one that is merged before it ends.
+            if id % 97 % 13 == 0 {
+                tail.merge_batches();
+            }
         }
+        tail.merge_batches();
         assert!(tail.batches.len() <= 16, "{} batches", tail.batches.len());
         assert!(tail.dead.len() <= 16, "{} dead lists", tail.dead.len());
         let rows: usize = tail.batches.iter().map(|b| live_rows(&b.rows, &tail.dead).unwrap().num_rows()).sum();

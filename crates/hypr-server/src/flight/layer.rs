@@ -54,7 +54,7 @@ impl HyprFlight {
     }
 
     /// Notes who asks. The successor of a transaction is begun by the connection's very next call.
-    fn enter<T>(&self, request: &mut Request<T>, begins: bool) -> Result<Client, Status> {
+    fn enter<T>(&self, request: &mut Request<T>, begins: bool) -> Result<Arc<Client>, Status> {
         let client = self.0.enter(request)?;
         if let Some(connection) = client.connection().filter(|_| !begins) {
             self.0.transactions.called(connection);

@@ -81,6 +81,8 @@ pub struct FlightOptions {
 /// The Flight SQL service over one [`QueryEngine`].
 pub struct HyprFlightSql {
     engine: Arc<QueryEngine>,
+    /// What those who keep no cookie share: it keeps nothing between statements, so that one is enough.
+    visitor: Session,
     prepared: PreparedStatements,
     running: RunningQueries,
     once: OnceTickets,
@@ -104,6 +106,7 @@ impl HyprFlightSql {
         Ok(Self {
             sql_info: info::sql_info(&engine.function_names(), options.transaction_idle)?,
             xdbc_types: info::xdbc_types()?,
+            visitor: engine.session(Principal::anonymous_local()).for_one_statement(),
             engine,
             prepared: PreparedStatements::default(),
             running: RunningQueries::default(),

@@ -196,7 +196,10 @@ async fn read_parameters(stream: PeekableFlightDataStream) -> Result<Option<Reco
         }
     }
     match schema {
-        Some(schema) if !schema.fields().is_empty() => Ok(Some(concat_batches(&schema, &batches)?)),
+        Some(schema) if !schema.fields().is_empty() => match batches.as_slice() {
+            [batch] => Ok(Some(batch.clone())),
+            several => Ok(Some(concat_batches(&schema, several)?)),
+        },
         _ => Ok(None),
     }
 }

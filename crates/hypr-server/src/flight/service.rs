@@ -47,7 +47,7 @@ impl FlightSqlService for HyprFlightSql {
         query: CommandStatementQuery,
         request: Request<FlightDescriptor>,
     ) -> Answer<FlightInfo> {
-        self.info_of_statement(&client_of(&request)?, query, request.into_inner()).await
+        self.info_of_statement(&*client_of(&request)?, query, request.into_inner()).await
     }
 
     async fn get_flight_info_prepared_statement(
@@ -55,7 +55,7 @@ impl FlightSqlService for HyprFlightSql {
         query: CommandPreparedStatementQuery,
         request: Request<FlightDescriptor>,
     ) -> Answer<FlightInfo> {
-        self.info_of_prepared(&client_of(&request)?, query, request.into_inner()).await
+        self.info_of_prepared(&*client_of(&request)?, query, request.into_inner()).await
     }
 
     async fn get_flight_info_catalogs(
@@ -139,7 +139,7 @@ impl FlightSqlService for HyprFlightSql {
     }
 
     async fn do_get_statement(&self, ticket: TicketStatementQuery, request: Request<Ticket>) -> Answer<FlightStream> {
-        self.read_statement(&client_of(&request)?, ticket).await
+        self.read_statement(&*client_of(&request)?, ticket).await
     }
 
     async fn do_get_prepared_statement(
@@ -147,7 +147,7 @@ impl FlightSqlService for HyprFlightSql {
         query: CommandPreparedStatementQuery,
         request: Request<Ticket>,
     ) -> Answer<FlightStream> {
-        self.read_prepared(&client_of(&request)?, &query.prepared_statement_handle, Uuid::now_v7()).await
+        self.read_prepared(&*client_of(&request)?, &query.prepared_statement_handle, Uuid::now_v7()).await
     }
 
     async fn do_get_catalogs(&self, query: CommandGetCatalogs, _request: Request<Ticket>) -> Answer<FlightStream> {
@@ -223,7 +223,7 @@ impl FlightSqlService for HyprFlightSql {
         command: CommandStatementUpdate,
         request: Request<PeekableFlightDataStream>,
     ) -> Result<i64, Status> {
-        self.update(&client_of(&request)?, command).await
+        self.update(&*client_of(&request)?, command).await
     }
 
     async fn do_put_statement_ingest(
@@ -231,7 +231,7 @@ impl FlightSqlService for HyprFlightSql {
         command: CommandStatementIngest,
         request: Request<PeekableFlightDataStream>,
     ) -> Result<i64, Status> {
-        self.ingest(&client_of(&request)?, command, request.into_inner()).await
+        self.ingest(&*client_of(&request)?, command, request.into_inner()).await
     }
 
     async fn do_put_prepared_statement_query(
@@ -247,7 +247,7 @@ impl FlightSqlService for HyprFlightSql {
         command: CommandPreparedStatementUpdate,
         request: Request<PeekableFlightDataStream>,
     ) -> Result<i64, Status> {
-        self.update_prepared(&client_of(&request)?, command, request.into_inner()).await
+        self.update_prepared(&*client_of(&request)?, command, request.into_inner()).await
     }
 
     async fn do_action_create_prepared_statement(
@@ -255,7 +255,7 @@ impl FlightSqlService for HyprFlightSql {
         query: ActionCreatePreparedStatementRequest,
         request: Request<Action>,
     ) -> Result<ActionCreatePreparedStatementResult, Status> {
-        self.create_prepared(&client_of(&request)?, query).await
+        self.create_prepared(&*client_of(&request)?, query).await
     }
 
     async fn do_action_close_prepared_statement(
@@ -272,7 +272,7 @@ impl FlightSqlService for HyprFlightSql {
         _query: ActionBeginTransactionRequest,
         request: Request<Action>,
     ) -> Result<ActionBeginTransactionResult, Status> {
-        self.begin_transaction(&client_of(&request)?)
+        self.begin_transaction(&*client_of(&request)?)
     }
 
     async fn do_action_end_transaction(
@@ -280,7 +280,7 @@ impl FlightSqlService for HyprFlightSql {
         query: ActionEndTransactionRequest,
         request: Request<Action>,
     ) -> Result<(), Status> {
-        self.end_transaction(&client_of(&request)?, query).await
+        self.end_transaction(&*client_of(&request)?, query).await
     }
 
     async fn do_action_begin_savepoint(

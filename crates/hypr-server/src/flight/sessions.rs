@@ -41,7 +41,7 @@ struct Entry {
 }
 
 /// Who a request comes from; travels with the request.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct Client {
     session: Session,
     /// Name of the session without its mark; `None` when the client sent no cookie.
@@ -109,7 +109,7 @@ impl HyprFlightSql {
     ///
     /// # Errors
     /// `Unauthenticated` for a session that had state and is gone; the cookie is then taken back.
-    pub(super) fn enter<T>(&self, request: &mut Request<T>) -> Result<Client, Status> {
+    pub(super) fn enter<T>(&self, request: &mut Request<T>) -> Result<Arc<Client>, Status> {
         let connection = request.extensions().get::<ConnectionId>().copied();
         let cookie = cookie_of(request.metadata());
         let name = cookie.as_deref().map(|cookie| cookie.strip_suffix(STATEFUL).unwrap_or(cookie).to_owned());
@@ -128,11 +128,11 @@ impl HyprFlightSql {
                 Client { session: self.session(), name: Some(name), settings: Settings::default(), connection }
             }
             (None, None) => {
-                let session = self.session().for_one_statement();
-                Client { session, name: None, settings: Settings::default(), connection }
+                Client { session: self.visitor.clone(), name: None, settings: Settings::default(), connection }
             }
         };
-        request.extensions_mut().insert(client.clone());
+        let client = Arc::new(client);
+        request.extensions_mut().insert(Arc::clone(&client));
         Ok(client)
     }
 
@@ -194,8 +194,12 @@ impl HyprFlightSql {
 }
 
 /// Whose request this is, as [`HyprFlightSql::enter`] noted.
-pub(super) fn client_of<T>(request: &Request<T>) -> Result<Client, Status> {
-    request.extensions().get::<Client>().cloned().ok_or_else(|| Status::internal("a request came without its client"))
+pub(super) fn client_of<T>(request: &Request<T>) -> Result<Arc<Client>, Status> {
+    request
+        .extensions()
+        .get::<Arc<Client>>()
+        .cloned()
+        .ok_or_else(|| Status::internal("a request came without its client"))
 }
 
 fn cookie_of(metadata: &MetadataMap) -> Option<String> {

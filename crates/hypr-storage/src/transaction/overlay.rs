@@ -208,6 +208,7 @@ impl State {
             self.next_row_id += batch.rows.num_rows() as u64;
             self.own.push_rows(batch, 0, 0, 0);
         }
+        self.own.merge_batches();
         Ok(())
     }
 

@@ -5,7 +5,10 @@ use std::io::Cursor;
 use arrow_array::RecordBatch;
 use arrow_ipc::MetadataVersion;
 use arrow_ipc::reader::StreamReader;
-use arrow_ipc::writer::{IpcWriteOptions, StreamWriter};
+use arrow_ipc::writer::{
+    CompressionContext, DictionaryTracker, IpcDataGenerator, IpcWriteOptions, StreamWriter, write_message,
+};
+use arrow_schema::Schema;
 use hypr_common::{Error, Result};
 
 use crate::schema::bare;
@@ -62,6 +65,39 @@ impl FrameKind {
 /// From here on the checksums of header and payload are put together.
 const COMBINED_BYTES: usize = 32 << 10;
 
+/// What every stream of a table's rows begins with. Encoding it takes as long as encoding one row, so that it is kept.
+#[derive(Debug)]
+pub(crate) struct StreamHeader {
+    schema_message: Vec<u8>,
+    options: IpcWriteOptions,
+}
+
+impl StreamHeader {
+    /// What ends an Arrow IPC stream: a continuation, and no message.
+    const END: [u8; 8] = [0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0];
+
+    /// That of a table with these columns, none of which is a dictionary.
+    pub(crate) fn new(columns: &Schema) -> Result<Self> {
+        let options = IpcWriteOptions::try_new(8, false, MetadataVersion::V5)?;
+        let mut schema_message = Vec::new();
+        // Field metadata lies in the catalog; repeating it would double the size of a single-row frame.
+        StreamWriter::try_new_with_options(&mut schema_message, &bare(columns), options.clone())?;
+        Ok(Self { schema_message, options })
+    }
+
+    /// Appends the stream of one batch.
+    fn write(&self, batch: &RecordBatch, payload: &mut Vec<u8>) -> Result<()> {
+        payload.extend_from_slice(&self.schema_message);
+        let mut dictionaries = DictionaryTracker::new(false);
+        let mut compression = CompressionContext::default();
+        let generator = IpcDataGenerator::default();
+        let (_, message) = generator.encode(batch, &mut dictionaries, &self.options, &mut compression)?;
+        write_message(&mut *payload, message, &self.options)?;
+        payload.extend_from_slice(&Self::END);
+        Ok(())
+    }
+}
+
 /// A frame without its place in the log. The checksum of a large payload is computed by the writer of the
 /// rows, so that the one log thread does not touch every byte again.
 #[derive(Debug)]
@@ -81,18 +117,12 @@ impl Frame {
         Ok(Self { kind, payload, payload_crc })
     }
 
-    /// `batch` without its row-id column; its rows are `first_row_id`, `first_row_id + 1`, ..
-    pub(crate) fn rows(table_id: u32, first_row_id: u64, batch: &RecordBatch) -> Result<Self> {
+    /// `batch` without its row-id column, in the table's columns; its rows are `first_row_id`, `first_row_id + 1`, ..
+    pub(crate) fn rows(table_id: u32, first_row_id: u64, header: &StreamHeader, batch: &RecordBatch) -> Result<Self> {
         let mut payload = Vec::with_capacity(1024 + batch.get_array_memory_size().min(FRAME_TARGET_BYTES));
         payload.extend_from_slice(&table_id.to_le_bytes());
         payload.extend_from_slice(&first_row_id.to_le_bytes());
-        let options = IpcWriteOptions::try_new(8, false, MetadataVersion::V5)?;
-        // Field metadata lies in the catalog; repeating it would double the size of a single-row frame.
-        let schema = bare(batch.schema_ref());
-        let mut writer = StreamWriter::try_new_with_options(&mut payload, &schema, options)?;
-        writer.write(batch)?;
-        writer.finish()?;
-        drop(writer);
+        header.write(batch, &mut payload)?;
         Self::new(FrameKind::Rows, payload)
     }
 
