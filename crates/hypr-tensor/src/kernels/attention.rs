@@ -235,6 +235,11 @@ fn one_block(level: Level, attention: &Attention<'_>, head: usize, block: usize,
         // slices with the shapes that `block` was computed from; blocks do not overlap.
         return unsafe { super::avx512::one_block(attention, block, out) };
     }
+    #[cfg(target_arch = "aarch64")]
+    if level == Level::Neon && dim.is_multiple_of(16) {
+        // SAFETY: as above.
+        return unsafe { super::neon::one_block(attention, block, out) };
+    }
     for i in 0..block.queries {
         let at = block.query + i * block.query_stride;
         let (query, visible) = (&attention.queries[at..][..dim], block.visible + i * block.grow);

@@ -80,6 +80,9 @@ impl Distances {
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
             Level::Avx2 => unsafe { super::avx2::offset_product(a, b) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon => unsafe { super::neon::offset_product(a, b) },
             _ => offset_product(a, b),
         }
     }
@@ -92,7 +95,18 @@ impl Distances {
             // SAFETY: a prefetch of an address that is valid; it changes nothing but the cache.
             unsafe { std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(line.as_ptr().cast()) };
         }
-        #[cfg(not(target_arch = "x86_64"))]
+        #[cfg(target_arch = "aarch64")]
+        for line in bytes.chunks(64) {
+            // SAFETY: as above.
+            unsafe {
+                std::arch::asm!(
+                    "prfm pldl1keep, [{at}]",
+                    at = in(reg) line.as_ptr(),
+                    options(readonly, nostack, preserves_flags)
+                );
+            }
+        }
+        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
         let _ = bytes;
     }
 }

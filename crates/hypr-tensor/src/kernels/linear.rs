@@ -150,12 +150,13 @@ fn run_tile(
         out: Output { values: product.out, start: first * weight.rows() + first_row, stride: weight.rows() },
     };
     match level {
-        Level::Portable => portable::tile(tile, memory),
         #[cfg(target_arch = "x86_64")]
         Level::Avx2 => super::avx2::tile(tile, memory),
         #[cfg(target_arch = "x86_64")]
         Level::Avx512 => super::avx512::tile(tile, memory),
-        #[cfg(not(target_arch = "x86_64"))]
+        #[cfg(target_arch = "aarch64")]
+        Level::Neon => super::neon::tile(tile, memory),
+        // `Portable`, and what `Kernels` never holds: the levels of other architectures.
         _ => portable::tile(tile, memory),
     }
 }

@@ -17,6 +17,8 @@ mod avx512;
 mod distance;
 mod linear;
 mod math;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod ops;
 mod portable;
 mod rope;
@@ -45,11 +47,15 @@ pub enum Level {
     /// x86-64 with AVX-512 F, BW, DQ, VL and VNNI. BF16 weights are widened by a shift and multiplied in `f32`, so
     /// AVX512_BF16, which would round the activations too, is not needed.
     Avx512,
+    /// AArch64 with NEON and the byte dot products of `dotprod` (optional in Armv8.2, always there from Armv8.4 on).
+    /// Halves are widened by an instruction of NEON itself, so `fp16` is not needed. Tested under emulation; its
+    /// speed has not been measured.
+    Neon,
 }
 
 impl Level {
-    /// Every level, slowest first.
-    pub const ALL: [Self; 3] = [Self::Portable, Self::Avx2, Self::Avx512];
+    /// Every level; those that one processor can have are slowest first.
+    pub const ALL: [Self; 4] = [Self::Portable, Self::Avx2, Self::Avx512, Self::Neon];
 
     /// True when this processor can run it.
     pub fn is_supported(self) -> bool {
@@ -70,15 +76,22 @@ impl Level {
             }
             #[cfg(not(target_arch = "x86_64"))]
             Self::Avx2 | Self::Avx512 => false,
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon => {
+                std::arch::is_aarch64_feature_detected!("neon") && std::arch::is_aarch64_feature_detected!("dotprod")
+            }
+            #[cfg(not(target_arch = "aarch64"))]
+            Self::Neon => false,
         }
     }
 
-    /// The name that configuration uses: `portable`, `avx2`, `avx512`.
+    /// The name that configuration uses: `portable`, `avx2`, `avx512`, `neon`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Portable => "portable",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
+            Self::Neon => "neon",
         }
     }
 
@@ -87,10 +100,9 @@ impl Level {
     /// # Errors
     /// `InvalidInput`, listing the names.
     pub fn parse(name: &str) -> Result<Self> {
-        Self::ALL
-            .into_iter()
-            .find(|level| level.name().eq_ignore_ascii_case(name))
-            .ok_or_else(|| Error::invalid(format!("'{name}' is no processor level: use one of portable, avx2, avx512")))
+        Self::ALL.into_iter().find(|level| level.name().eq_ignore_ascii_case(name)).ok_or_else(|| {
+            Error::invalid(format!("'{name}' is no processor level: use one of portable, avx2, avx512, neon"))
+        })
     }
 }
 
@@ -268,15 +280,21 @@ macro_rules! by_level {
             #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
             #[allow(clippy::too_many_arguments)]
             fn avx512($($arg: $type),*) $(-> $ret)? { portable($($arg),*) }
+            #[cfg(target_arch = "aarch64")]
+            #[target_feature(enable = "neon,dotprod")]
+            #[allow(clippy::too_many_arguments)]
+            fn neon($($arg: $type),*) $(-> $ret)? { portable($($arg),*) }
             match level {
-                $crate::kernels::Level::Portable => portable($($arg),*),
                 // SAFETY: `Kernels` only holds levels whose features this processor has.
                 #[cfg(target_arch = "x86_64")]
                 $crate::kernels::Level::Avx2 => unsafe { avx2($($arg),*) },
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
                 $crate::kernels::Level::Avx512 => unsafe { avx512($($arg),*) },
-                #[cfg(not(target_arch = "x86_64"))]
+                // SAFETY: as above.
+                #[cfg(target_arch = "aarch64")]
+                $crate::kernels::Level::Neon => unsafe { neon($($arg),*) },
+                // `Portable`, and what `Kernels` never holds: the levels of other architectures.
                 _ => portable($($arg),*),
             }
         }

@@ -58,6 +58,14 @@ fn levels_have_names() {
     assert!(detect().is_supported());
 }
 
+/// A run that is meant for one level, as under emulation, must not pass without it.
+#[test]
+fn the_level_to_be_tested_is_the_best_of_this_processor() {
+    if let Ok(name) = std::env::var("HYPRSTREAM_TEST_LEVEL") {
+        assert_eq!(detect().name(), name);
+    }
+}
+
 #[test]
 fn products_of_one_call_share_the_activations() {
     let (n, cols) = (5, 256);

@@ -59,7 +59,7 @@ fn cases() -> impl Strategy<Value = Case> {
     (
         1usize..4,
         1usize..4,
-        prop::sample::select(vec![16usize, 20, 32, 64, 128, 5]),
+        prop::sample::select(vec![16usize, 20, 32, 48, 64, 128, 256, 5]),
         1usize..70,
         1usize..12,
         any::<bool>(),
@@ -75,18 +75,25 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn attention_matches_softmax(case in cases(), seed: u64, half: bool, threads in 1usize..4) {
+    fn attention_matches_softmax(
+        case in cases(), seed: u64, half_keys: bool, half_values: bool, threads in 1usize..4,
+    ) {
         let width = case.heads * case.head_dim;
         let queries: Vec<f32> = Bits(seed).floats(case.n * width).iter().map(|v| v * 6.0).collect();
         let rows = |seed: u64| Bits(seed).floats(case.tokens * case.kv_heads * case.head_dim);
         let (mut keys, mut values) = (rows(seed ^ 1), rows(seed ^ 2));
         let narrow = |rows: &[f32]| -> Vec<f16> { rows.iter().map(|&v| f16::from_f32(v)).collect() };
         let (keys16, values16) = (narrow(&keys), narrow(&values));
-        if half {
+        if half_keys {
             keys = keys16.iter().map(|v| v.to_f32()).collect();
+        }
+        if half_values {
             values = values16.iter().map(|v| v.to_f32()).collect();
         }
-        let cached = if half { (KvRows::F16(&keys16), KvRows::F16(&values16)) } else { (KvRows::F32(&keys), KvRows::F32(&values)) };
+        let cached = (
+            if half_keys { KvRows::F16(&keys16) } else { KvRows::F32(&keys) },
+            if half_values { KvRows::F16(&values16) } else { KvRows::F32(&values) },
+        );
         for level in levels() {
             let mut out = vec![f32::NAN; case.n * width];
             kernels(level, threads).attention(&case.attention(&queries, cached.0, cached.1), &mut out);

@@ -31,6 +31,7 @@ fn a_distance_of_nothing_is_zero() {
         assert_eq!((kernels.dot(&[], &[]), kernels.squared_l2(&[], &[])), (0.0, 0.0));
         assert_eq!(kernels.offset_product(&[], &[]), 0);
         kernels.prefetch(&[]);
+        kernels.prefetch(&[0; 200]);
     }
 }
 
