@@ -174,7 +174,7 @@ pub struct EngineSection {
     pub model_memory_mb: Option<usize>,
     /// Longest context, in tokens, whatever a model allows.
     pub max_context_tokens: Option<usize>,
-    /// The instruction set that kernels use: `portable`, `avx2`, `avx512` or `neon`; by default the best of this
+    /// The instruction set that kernels use: `portable`, `avx2`, `avx512`, `amx` or `neon`; by default the best of this
     /// processor.
     pub cpu_level: Option<String>,
 }
@@ -303,8 +303,12 @@ pub(crate) fn level_of(name: &str) -> Result<Level> {
         "portable" => Level::Portable,
         "avx2" => Level::Avx2,
         "avx512" => Level::Avx512,
+        "amx" => Level::Amx,
         "neon" => Level::Neon,
-        _ => return Err(Error::invalid(format!("`engine.cpu_level` is `{name}`; use portable, avx2, avx512 or neon"))),
+        _ => {
+            let message = format!("`engine.cpu_level` is `{name}`; use portable, avx2, avx512, amx or neon");
+            return Err(Error::invalid(message));
+        }
     };
     if level.is_supported() {
         return Ok(level);

@@ -42,7 +42,7 @@ fn values(n: usize) -> Vec<f32> {
 }
 
 fn levels() -> impl Iterator<Item = Level> {
-    [Level::Avx2, Level::Avx512, Level::Neon].into_iter().filter(|level| level.is_supported())
+    [Level::Avx2, Level::Avx512, Level::Amx, Level::Neon].into_iter().filter(|level| level.is_supported())
 }
 
 fn kernels(level: Level) -> Kernels {

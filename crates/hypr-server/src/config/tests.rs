@@ -104,5 +104,5 @@ fn the_kernel_level_is_one_that_exists() {
     let level = |name: &str| Config::load(None, pairs(&[("HYPRSTREAM_ENGINE_CPU_LEVEL", name)]), &[]);
     assert_eq!(level("portable").unwrap().engine.cpu_level.as_deref(), Some("portable"));
     let error = level("sse").unwrap_err();
-    assert!(error.message().contains("portable, avx2, avx512 or neon"), "{error}");
+    assert!(error.message().contains("portable, avx2, avx512, amx or neon"), "{error}");
 }

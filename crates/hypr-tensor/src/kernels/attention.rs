@@ -230,7 +230,7 @@ fn one_block(level: Level, attention: &Attention<'_>, head: usize, block: usize,
         return;
     }
     #[cfg(target_arch = "x86_64")]
-    if level == Level::Avx512 && dim.is_multiple_of(16) {
+    if matches!(level, Level::Avx512 | Level::Amx) && dim.is_multiple_of(16) {
         // SAFETY: `Kernels` only holds levels that this processor has; `check` has compared the lengths of the
         // slices with the shapes that `block` was computed from; blocks do not overlap.
         return unsafe { super::avx512::one_block(attention, block, out) };

@@ -76,7 +76,7 @@ impl Distances {
         match self.level {
             // SAFETY: `self.level` is one that this processor has, and the lengths are equal.
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 => unsafe { super::avx512::offset_product(a, b) },
+            Level::Avx512 | Level::Amx => unsafe { super::avx512::offset_product(a, b) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
             Level::Avx2 => unsafe { super::avx2::offset_product(a, b) },

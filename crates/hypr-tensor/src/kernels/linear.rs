@@ -154,6 +154,8 @@ fn run_tile(
         Level::Avx2 => super::avx2::tile(tile, memory),
         #[cfg(target_arch = "x86_64")]
         Level::Avx512 => super::avx512::tile(tile, memory),
+        #[cfg(target_arch = "x86_64")]
+        Level::Amx => super::amx::tile(tile, memory),
         #[cfg(target_arch = "aarch64")]
         Level::Neon => super::neon::tile(tile, memory),
         // `Portable`, and what `Kernels` never holds: the levels of other architectures.

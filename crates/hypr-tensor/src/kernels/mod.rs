@@ -7,8 +7,11 @@
 //! (as GGML's `Q8_0` and `Q8_1` do), and multiply integers; products with plain weights are in `f32`.
 //!
 //! Invariant: at one level, the result of a row is the same to the bit whatever rows it was batched with and
-//! however many threads took part: each output has one fixed order of summation, along its row.
+//! however many threads took part: each output has one fixed order of summation, along its row. `Amx` gives the bits
+//! of `Avx512`.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -47,6 +50,9 @@ pub enum Level {
     /// x86-64 with AVX-512 F, BW, DQ, VL and VNNI. BF16 weights are widened by a shift and multiplied in `f32`, so
     /// AVX512_BF16, which would round the activations too, is not needed.
     Avx512,
+    /// `Avx512`, and products of eight and more activations with quantised weights by the tiles of AMX (AMX-TILE and
+    /// AMX-INT8), to the same bits. Only on Linux, which must permit it to the process.
+    Amx,
     /// AArch64 with NEON and the byte dot products of `dotprod` (optional in Armv8.2, always there from Armv8.4 on).
     /// Halves are widened by an instruction of NEON itself, so `fp16` is not needed. Tested under emulation; its
     /// speed has not been measured.
@@ -55,9 +61,10 @@ pub enum Level {
 
 impl Level {
     /// Every level; those that one processor can have are slowest first.
-    pub const ALL: [Self; 4] = [Self::Portable, Self::Avx2, Self::Avx512, Self::Neon];
+    pub const ALL: [Self; 5] = [Self::Portable, Self::Avx2, Self::Avx512, Self::Amx, Self::Neon];
 
-    /// True when this processor can run it.
+    /// True when this processor can run it. Where it has AMX, the first such question about [`Level::Amx`] asks the
+    /// operating system to permit it to this process.
     pub fn is_supported(self) -> bool {
         match self {
             Self::Portable => true,
@@ -74,8 +81,10 @@ impl Level {
                     && is_x86_feature_detected!("avx512vl")
                     && is_x86_feature_detected!("avx512vnni")
             }
+            #[cfg(target_arch = "x86_64")]
+            Self::Amx => Self::Avx512.is_supported() && amx::is_supported(),
             #[cfg(not(target_arch = "x86_64"))]
-            Self::Avx2 | Self::Avx512 => false,
+            Self::Avx2 | Self::Avx512 | Self::Amx => false,
             #[cfg(target_arch = "aarch64")]
             Self::Neon => {
                 std::arch::is_aarch64_feature_detected!("neon") && std::arch::is_aarch64_feature_detected!("dotprod")
@@ -85,12 +94,13 @@ impl Level {
         }
     }
 
-    /// The name that configuration uses: `portable`, `avx2`, `avx512`, `neon`.
+    /// The name that configuration uses: `portable`, `avx2`, `avx512`, `amx`, `neon`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Portable => "portable",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
+            Self::Amx => "amx",
             Self::Neon => "neon",
         }
     }
@@ -101,7 +111,8 @@ impl Level {
     /// `InvalidInput`, listing the names.
     pub fn parse(name: &str) -> Result<Self> {
         Self::ALL.into_iter().find(|level| level.name().eq_ignore_ascii_case(name)).ok_or_else(|| {
-            Error::invalid(format!("'{name}' is no processor level: use one of portable, avx2, avx512, neon"))
+            let names = Self::ALL.map(Self::name).join(", ");
+            Error::invalid(format!("'{name}' is no processor level: use one of {names}"))
         })
     }
 }
@@ -290,7 +301,7 @@ macro_rules! by_level {
                 $crate::kernels::Level::Avx2 => unsafe { avx2($($arg),*) },
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
-                $crate::kernels::Level::Avx512 => unsafe { avx512($($arg),*) },
+                $crate::kernels::Level::Avx512 | $crate::kernels::Level::Amx => unsafe { avx512($($arg),*) },
                 // SAFETY: as above.
                 #[cfg(target_arch = "aarch64")]
                 $crate::kernels::Level::Neon => unsafe { neon($($arg),*) },

@@ -89,7 +89,7 @@ fn grow<T: Copy + Default>(values: &mut Vec<T>, len: usize) {
 
 fn quantize(level: Level, x: &[f32], q: &mut [i8], scale: &mut [f32], scaled_sum: &mut [f32], half_sum: &mut [i32]) {
     #[cfg(target_arch = "x86_64")]
-    if level == Level::Avx512 {
+    if matches!(level, Level::Avx512 | Level::Amx) {
         // SAFETY: `Kernels` only holds levels that this processor has.
         return unsafe { super::avx512::quantize_groups(x, q, scale, scaled_sum, half_sum) };
     }

@@ -9,17 +9,22 @@ mod attention;
 mod distance;
 mod elementwise;
 
-/// The levels that this processor has.
+/// The levels that this processor has, and `Amx`, whose tiles are emulated where there are none.
 fn levels() -> Vec<Level> {
-    Level::ALL.into_iter().filter(|level| level.is_supported()).collect()
+    let can_run = |level| match level {
+        Level::Amx => Level::Avx512.is_supported(),
+        level => level.is_supported(),
+    };
+    Level::ALL.into_iter().filter(|&level| can_run(level)).collect()
 }
 
-fn kernels(level: Level, threads: usize) -> Kernels {
-    Kernels::with_level(level, Pool::new(threads)).unwrap()
+pub(super) fn kernels(level: Level, threads: usize) -> Kernels {
+    assert!(levels().contains(&level), "{level}");
+    Kernels { level, pool: Pool::new(threads) }
 }
 
 /// Random weights in pieces of `piece` rows.
-fn weight(dtype: DType, rows: usize, cols: usize, piece: usize, seed: u64) -> WeightArray {
+pub(super) fn weight(dtype: DType, rows: usize, cols: usize, piece: usize, seed: u64) -> WeightArray {
     let buffer = Buffer::from(random_bytes(dtype, rows, cols, seed));
     let stride = dtype.row_bytes(cols).unwrap();
     let pieces = (0..rows)
@@ -29,7 +34,7 @@ fn weight(dtype: DType, rows: usize, cols: usize, piece: usize, seed: u64) -> We
     WeightArray::new(dtype, vec![rows, cols], pieces).unwrap()
 }
 
-fn linear(kernels: &Kernels, x: &[f32], n: usize, weight: &WeightArray, bias: Option<&[f32]>) -> Vec<f32> {
+pub(super) fn linear(kernels: &Kernels, x: &[f32], n: usize, weight: &WeightArray, bias: Option<&[f32]>) -> Vec<f32> {
     let mut out = vec![f32::NAN; n * weight.rows()];
     kernels.linear(x, n, weight, bias, &mut out, &mut Scratch::new());
     out
@@ -54,7 +59,7 @@ fn levels_have_names() {
     for level in Level::ALL {
         assert_eq!(Level::parse(level.name()).unwrap(), level);
     }
-    assert!(Level::parse("sse").is_err());
+    assert!(Level::parse("sse").unwrap_err().message().ends_with("portable, avx2, avx512, amx, neon"));
     assert!(detect().is_supported());
 }
 
@@ -63,6 +68,14 @@ fn levels_have_names() {
 fn the_level_to_be_tested_is_the_best_of_this_processor() {
     if let Ok(name) = std::env::var("HYPRSTREAM_TEST_LEVEL") {
         assert_eq!(detect().name(), name);
+    }
+}
+
+#[test]
+fn a_level_that_the_processor_lacks_is_refused() {
+    for level in Level::ALL {
+        assert_eq!(Kernels::with_level(level, Pool::new(1)).is_ok(), level.is_supported(), "{level}");
+        assert_eq!(Distances::with_level(level).is_ok(), level.is_supported(), "{level}");
     }
 }
 

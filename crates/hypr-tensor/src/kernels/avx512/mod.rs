@@ -6,7 +6,7 @@ mod attention;
 mod distance;
 mod plain;
 mod quantize;
-mod quantized;
+pub mod quantized;
 mod unpack;
 
 use super::linear::Tile;

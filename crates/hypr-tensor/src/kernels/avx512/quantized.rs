@@ -10,11 +10,39 @@ use crate::quant::{self, GROUP};
 
 /// A tile unpacked into working memory; see [`unpack`] for the layout.
 #[derive(Clone, Copy)]
-struct Packed {
-    groups: usize,
-    values: *const __m512i,
+pub struct Packed {
+    pub groups: usize,
+    pub values: *const __m512i,
     scales: *const f32,
     mins: *const f32,
+}
+
+impl Packed {
+    /// What group `g` multiplies its integers by, and its minima.
+    ///
+    /// # Safety
+    /// `g < groups`, and there are two scales a group where `HALVES`.
+    #[target_feature(enable = "avx512f")]
+    #[inline]
+    pub unsafe fn factors<const HALVES: bool>(self, g: usize) -> Factors {
+        // SAFETY: by the caller's promise.
+        unsafe {
+            if HALVES {
+                let s = self.scales.add(2 * TILE_ROWS * g);
+                Factors { scales: [_mm512_load_ps(s), _mm512_load_ps(s.add(TILE_ROWS))], min: _mm512_setzero_ps() }
+            } else {
+                let s = _mm512_load_ps(self.scales.add(TILE_ROWS * g));
+                Factors { scales: [s, s], min: _mm512_load_ps(self.mins.add(TILE_ROWS * g)) }
+            }
+        }
+    }
+}
+
+/// Scales of the two halves of a group, and its minima, of sixteen rows.
+#[derive(Clone, Copy)]
+pub struct Factors {
+    scales: [__m512; 2],
+    min: __m512,
 }
 
 /// All outputs of a tile of quantised rows.
@@ -126,7 +154,7 @@ unsafe fn q4_1_group<const N: usize>(
     let min = unpack::halves_to_f32(_mm512_srli_epi32::<16>(head));
     let w = unpack::nibbles([a, b, c, d]);
     // SAFETY: by the caller's promise.
-    unsafe { accumulate::<N, false>(sums, &w, [scale, scale], min, input, first, g) };
+    unsafe { accumulate::<N, false>(sums, &w, Factors { scales: [scale, scale], min }, input, first, g) };
 }
 
 /// # Safety
@@ -151,7 +179,7 @@ unsafe fn small<const N: usize, const FORMAT: u8>(
             let w = unpack::small_group(small_format(FORMAT), rows, g);
             let scale = _mm512_load_ps(scales.add(TILE_ROWS * g));
             let min = _mm512_load_ps(mins.add(TILE_ROWS * g));
-            accumulate::<N, false>(&mut sums, &w, [scale, scale], min, input, first, g);
+            accumulate::<N, false>(&mut sums, &w, Factors { scales: [scale, scale], min }, input, first, g);
         }
     }
     sums
@@ -160,7 +188,7 @@ unsafe fn small<const N: usize, const FORMAT: u8>(
 /// # Safety
 /// Every row of the tile holds its `cols` values, and `memory` holds at least `tile_bytes(cols)`.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn pack(tile: &Tile<'_>, memory: &mut [Line]) -> Packed {
+pub unsafe fn pack(tile: &Tile<'_>, memory: &mut [Line]) -> Packed {
     let groups = tile.input.cols / GROUP;
     assert!(size_of_val(memory) >= groups * (GROUP * TILE_ROWS + 3 * TILE_ROWS * size_of::<f32>()));
     let rows: Rows = tile.rows.map(<[u8]>::as_ptr);
@@ -219,13 +247,23 @@ unsafe fn products<const HALVES: bool>(mut tile: Tile<'_>, packed: Packed) {
     let mut i = 0;
     while i < tile.n {
         // SAFETY: by the caller's promise; the driver quantised at least `first + n` rows.
-        unsafe {
-            match tile.n - i {
-                8.. => i += block::<8, HALVES>(&mut tile, packed, i),
-                4.. => i += block::<4, HALVES>(&mut tile, packed, i),
-                2.. => i += block::<2, HALVES>(&mut tile, packed, i),
-                _ => i += block::<1, HALVES>(&mut tile, packed, i),
-            }
+        i += unsafe { largest_block::<HALVES>(&mut tile, packed, i) };
+    }
+}
+
+/// As many activations from `i` on as one block takes; returns their number.
+///
+/// # Safety
+/// As [`products`], and `i < n`.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+pub unsafe fn largest_block<const HALVES: bool>(tile: &mut Tile<'_>, packed: Packed, i: usize) -> usize {
+    // SAFETY: by the caller's promise.
+    unsafe {
+        match tile.n - i {
+            8.. => block::<8, HALVES>(tile, packed, i),
+            4.. => block::<4, HALVES>(tile, packed, i),
+            2.. => block::<2, HALVES>(tile, packed, i),
+            _ => block::<1, HALVES>(tile, packed, i),
         }
     }
 }
@@ -244,14 +282,7 @@ unsafe fn block<const N: usize, const HALVES: bool>(tile: &mut Tile<'_>, packed:
         // SAFETY: group `g` of the tile and of each of the N rows.
         unsafe {
             let w: [__m512i; 8] = std::array::from_fn(|j| _mm512_load_si512(packed.values.add(8 * g + j)));
-            let (scales, min) = if HALVES {
-                let s = packed.scales.add(2 * TILE_ROWS * g);
-                ([_mm512_load_ps(s), _mm512_load_ps(s.add(TILE_ROWS))], _mm512_setzero_ps())
-            } else {
-                let s = _mm512_load_ps(packed.scales.add(TILE_ROWS * g));
-                ([s, s], _mm512_load_ps(packed.mins.add(TILE_ROWS * g)))
-            };
-            accumulate::<N, HALVES>(&mut sums, &w, scales, min, input, first, g);
+            accumulate::<N, HALVES>(&mut sums, &w, packed.factors::<HALVES>(g), input, first, g);
         }
     }
     store(tile, i, sums);
@@ -260,7 +291,7 @@ unsafe fn block<const N: usize, const HALVES: bool>(tile: &mut Tile<'_>, packed:
 
 /// Writes the sums of activations `i ..` with their bias.
 #[target_feature(enable = "avx512f")]
-fn store<const N: usize>(tile: &mut Tile<'_>, i: usize, sums: [__m512; N]) {
+pub fn store<const N: usize>(tile: &mut Tile<'_>, i: usize, sums: [__m512; N]) {
     let mask = (0xffff_u32 >> (TILE_ROWS - tile.valid)) as __mmask16;
     let bias = match tile.bias {
         // SAFETY: the mask keeps to the `valid` elements.
@@ -275,7 +306,7 @@ fn store<const N: usize>(tile: &mut Tile<'_>, i: usize, sums: [__m512; N]) {
 }
 
 /// Adds the products of group `g` of sixteen rows with activations `first .. first + N`. Every way through this file
-/// ends here, so that a row has one order of summation.
+/// ends here.
 ///
 /// # Safety
 /// The activations hold group `g` of `first + N` rows.
@@ -284,8 +315,7 @@ fn store<const N: usize>(tile: &mut Tile<'_>, i: usize, sums: [__m512; N]) {
 unsafe fn accumulate<const N: usize, const HALVES: bool>(
     sums: &mut [__m512; N],
     w: &[__m512i; 8],
-    scales: [__m512; 2],
-    min: __m512,
+    factors: Factors,
     input: &Activations,
     first: usize,
     g: usize,
@@ -298,11 +328,8 @@ unsafe fn accumulate<const N: usize, const HALVES: bool>(
     // SAFETY: by the caller's promise.
     unsafe {
         if HALVES {
-            let zero = -quant::zero_point(DType::Q6K);
             for i in 0..N {
-                let half_sum = input.half_sum.as_ptr().add(2 * ((first + i) * groups + g));
-                left[i] = _mm512_set1_epi32(zero * *half_sum);
-                right[i] = _mm512_set1_epi32(zero * *half_sum.add(1));
+                [left[i], right[i]] = offsets(input, (first + i) * groups + g);
             }
         }
         let q: [*const i32; N] =
@@ -315,18 +342,52 @@ unsafe fn accumulate<const N: usize, const HALVES: bool>(
             }
         }
         for i in 0..N {
-            let at = (first + i) * groups + g;
-            let scale = _mm512_set1_ps(*input.scale.as_ptr().add(at));
-            if HALVES {
-                for (product, s) in [(left[i], scales[0]), (right[i], scales[1])] {
-                    sums[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(product), _mm512_mul_ps(s, scale), sums[i]);
-                }
-            } else {
-                let product = if split { _mm512_add_epi32(left[i], right[i]) } else { left[i] };
-                let sum = _mm512_set1_ps(*input.scaled_sum.as_ptr().add(at));
-                sums[i] = _mm512_fmadd_ps(min, sum, sums[i]);
-                sums[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(product), _mm512_mul_ps(scales[0], scale), sums[i]);
-            }
+            let whole = if split && !HALVES { _mm512_add_epi32(left[i], right[i]) } else { left[i] };
+            sums[i] = add_products::<HALVES>(sums[i], [whole, right[i]], factors, input, (first + i) * groups + g);
         }
+    }
+}
+
+/// What the zero point of `Q6_K` takes off the products of the two halves of group `at` of the activations.
+///
+/// # Safety
+/// The activations hold that group.
+#[target_feature(enable = "avx512f")]
+#[inline]
+pub unsafe fn offsets(input: &Activations, at: usize) -> [__m512i; 2] {
+    // A group with a NaN or an infinity has sums of any size; its scale spoils what they are multiplied into.
+    let offset = |half_sum: i32| _mm512_set1_epi32(half_sum.wrapping_mul(-quant::zero_point(DType::Q6K)));
+    // SAFETY: by the caller's promise.
+    unsafe {
+        let half_sum = input.half_sum.as_ptr().add(2 * at);
+        [offset(*half_sum), offset(*half_sum.add(1))]
+    }
+}
+
+/// Adds the integer products of sixteen rows with group `at` of the activations to their sum: of the two halves where
+/// `HALVES`, else of the group, the second being ignored. All that is rounded is rounded here, so that a row has one
+/// order of summation, with tiles too.
+///
+/// # Safety
+/// The activations hold that group.
+#[target_feature(enable = "avx512f")]
+#[inline]
+pub unsafe fn add_products<const HALVES: bool>(
+    sum: __m512,
+    products: [__m512i; 2],
+    Factors { scales, min }: Factors,
+    input: &Activations,
+    at: usize,
+) -> __m512 {
+    // SAFETY: by the caller's promise.
+    let (scale, scaled_sum) =
+        unsafe { (_mm512_set1_ps(*input.scale.as_ptr().add(at)), _mm512_set1_ps(*input.scaled_sum.as_ptr().add(at))) };
+    let [left, right] = products.map(|product| _mm512_cvtepi32_ps(product));
+    if HALVES {
+        let sum = _mm512_fmadd_ps(left, _mm512_mul_ps(scales[0], scale), sum);
+        _mm512_fmadd_ps(right, _mm512_mul_ps(scales[1], scale), sum)
+    } else {
+        let sum = _mm512_fmadd_ps(min, scaled_sum, sum);
+        _mm512_fmadd_ps(left, _mm512_mul_ps(scales[0], scale), sum)
     }
 }

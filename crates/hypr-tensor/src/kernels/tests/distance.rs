@@ -7,7 +7,7 @@ use crate::quant::tests::Bits;
 use crate::{CODE_ZERO, Distances, Level};
 
 fn kernels() -> impl Iterator<Item = Distances> {
-    levels().into_iter().map(|level| Distances::with_level(level).unwrap())
+    levels().into_iter().filter_map(|level| Distances::with_level(level).ok())
 }
 
 fn codes(seed: u64, n: usize) -> Vec<u8> {
