@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
 
 use hypr_common::{Error, ErrorKind, Result};
 use parking_lot::{Mutex, RwLock};
@@ -20,8 +19,6 @@ use crate::table::TableShared;
 
 /// A group stops growing at this many bytes, so that one sync never waits for much.
 const GROUP_BYTES: usize = 8 << 20;
-/// Nobody waits longer than this for others to join a group.
-const LONGEST_PAUSE: Duration = Duration::from_millis(2);
 /// Small frames are joined into writes of up to this many bytes.
 const WRITE_BUFFER_BYTES: usize = 1 << 20;
 
@@ -150,8 +147,6 @@ impl Log {
             len: 0,
             place: 0,
             next_lsn: recovered.next_lsn,
-            company: 1,
-            sync_time: Duration::ZERO,
             poisoned: None,
         };
         writer.new_segment()?;
@@ -258,10 +253,6 @@ struct Writer {
     /// Frames of the next group that are written already: the mark.
     place: u32,
     next_lsn: u64,
-    /// Commits of the last group.
-    company: usize,
-    /// How long its sync took.
-    sync_time: Duration,
     /// Why the log refuses writes until it is opened again.
     poisoned: Option<String>,
 }
@@ -269,31 +260,12 @@ struct Writer {
 impl Writer {
     fn run(mut self, mut commits: mpsc::Receiver<Commit>) {
         while let Some(first) = commits.blocking_recv() {
-            let mut group = Group::of(first);
-            group.gather(&mut commits);
-            let pause = self.pause(&group);
-            if !pause.is_zero() {
-                std::thread::sleep(pause);
-                group.gather(&mut commits);
-            }
-            self.company = group.commits.len();
-            let group = group.commits;
+            let group = gather(first, &mut commits);
             match self.write(&group) {
                 Ok(()) => self.apply(group),
                 Err(error) => refuse(group, &error),
             }
         }
-    }
-
-    /// How long to wait for more commits. Writers that were in the last group and are not in this one are about to
-    /// come: they get that part of the time of a sync, so that no commit takes more than one sync longer than without the
-    /// pause, and writers that work in step share one. A writer alone never waits.
-    fn pause(&self, group: &Group) -> Duration {
-        let missing = self.company.saturating_sub(group.commits.len());
-        if missing == 0 || group.bytes >= GROUP_BYTES {
-            return Duration::ZERO;
-        }
-        self.sync_time.min(LONGEST_PAUSE).mul_f64(missing as f64 / self.company as f64)
     }
 
     /// Appends and syncs a group, or leaves the log as it was.
@@ -320,10 +292,7 @@ impl Writer {
                 error,
             ));
         }
-        let started = Instant::now();
-        let synced = file.sync();
-        self.sync_time = started.elapsed();
-        if let Err(error) = synced {
+        if let Err(error) = file.sync() {
             self.poisoned = Some(format!("syncing the log failed: {error}"));
             // Best effort: whether these bytes survive is unknown either way.
             let _ = file.truncate(self.len);
@@ -398,26 +367,16 @@ impl Writer {
     }
 }
 
-/// Commits that are written and synced together.
-struct Group {
-    commits: Vec<Commit>,
-    bytes: usize,
-}
-
-impl Group {
-    fn of(first: Commit) -> Self {
-        Self { bytes: first.bytes(), commits: vec![first] }
+fn gather(first: Commit, commits: &mut mpsc::Receiver<Commit>) -> Vec<Commit> {
+    let mut bytes = first.bytes();
+    let mut group = vec![first];
+    while bytes < GROUP_BYTES
+        && let Ok(commit) = commits.try_recv()
+    {
+        bytes += commit.bytes();
+        group.push(commit);
     }
-
-    /// Takes what waits in the queue.
-    fn gather(&mut self, queue: &mut mpsc::Receiver<Commit>) {
-        while self.bytes < GROUP_BYTES
-            && let Ok(commit) = queue.try_recv()
-        {
-            self.bytes += commit.bytes();
-            self.commits.push(commit);
-        }
-    }
+    group
 }
 
 fn append_group(file: &mut dyn DiskFile, mut lsn: u64, mut place: u32, group: &[Commit]) -> std::io::Result<()> {
