@@ -191,17 +191,12 @@ impl KeyIndex {
         is_upsert: bool,
         earlier: &[Range<u64>],
     ) -> Result<Reservation> {
-        let mut hashed = Vec::with_capacity(batches.len());
-        let mut before = 0;
-        for batch in batches {
-            hashed.push(self.hashes(batch, before)?);
-            before += batch.num_rows();
-        }
-        let ids = first_row_id..first_row_id + before as u64;
+        let (hashed, total) = self.hashes_of(batches)?;
+        let ids = first_row_id..first_row_id + total as u64;
         let mut reservation = Reservation {
             index: Arc::clone(self),
             ids: ids.clone(),
-            taken: Vec::with_capacity(before),
+            taken: Vec::with_capacity(total),
             released: Vec::new(),
         };
         let mut nothing = HashMap::new();
@@ -255,11 +250,26 @@ impl KeyIndex {
         }
         drop(guard);
         let Some(duplicate) = duplicate else { return Ok(reservation) };
+        Err(self.refusal(&duplicate, batches, is_upsert))
+    }
+
+    /// The keys of all rows of a statement, and their number.
+    fn hashes_of(&self, batches: &[RecordBatch]) -> Result<(Vec<Hashes>, usize)> {
+        let (mut hashed, mut before) = (Vec::with_capacity(batches.len()), 0);
+        for batch in batches {
+            hashed.push(self.hashes(batch, before)?);
+            before += batch.num_rows();
+        }
+        Ok((hashed, before))
+    }
+
+    /// Why rows cannot have their keys.
+    fn refusal(&self, duplicate: &Duplicate, batches: &[RecordBatch], is_upsert: bool) -> Error {
         if is_upsert && duplicate.is_pending && !duplicate.in_statement {
             let message = format!("another statement is changing the same row of table {}; run it again", self.table);
-            return Err(Error::new(ErrorKind::Conflict, message));
+            return Error::new(ErrorKind::Conflict, message);
         }
-        Err(self.duplicate(&self.keys_of(&batches[duplicate.batch]), duplicate.row, duplicate.in_statement))
+        self.duplicate(&self.keys_of(&batches[duplicate.batch]), duplicate.row, duplicate.in_statement)
     }
 
     /// The error for a duplicate key in row `row` of `batch`.
