@@ -38,7 +38,6 @@ use crate::wal::writer::{Effect, Log, Touched, closed};
 const INLINE_ENCODE_BYTES: usize = 256 << 10;
 
 /// The state of a table that the log thread and the flush share with its [`Table`] handle.
-#[derive(Debug)]
 pub(crate) struct TableShared {
     pub(crate) stored: StoredTable,
     pub(crate) definition: TableDefinition,
@@ -80,6 +79,13 @@ pub(crate) struct TableShared {
     pub(crate) vectors: VectorIndexes,
     /// What was removed while transactions were open.
     pub(crate) removals: Mutex<Removals>,
+}
+
+/// Names it, and shows no rows: plan nodes hold tables, and DataFusion formats each node that it plans.
+impl std::fmt::Debug for TableShared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TableShared").field("name", &self.definition.qualified_name()).finish_non_exhaustive()
+    }
 }
 
 impl TableShared {
@@ -271,7 +277,7 @@ impl Superseded {
 }
 
 /// A handle on one table. Obtained from [`Database::table`](crate::Database::table).
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Table {
     pub(crate) shared: Arc<TableShared>,
     pub(crate) log: Arc<Log>,
@@ -285,6 +291,12 @@ pub struct Table {
     pub(crate) keys: Arc<RwLock<Option<KeyIndexes>>>,
     /// The transaction's changes, of a table inside one: it is read and written there only.
     overlay: Option<Arc<Overlay>>,
+}
+
+impl std::fmt::Debug for Table {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Table").field("name", &self.definition().qualified_name()).finish_non_exhaustive()
+    }
 }
 
 /// That of the primary key, if any, and one for each `UNIQUE` constraint.

@@ -82,6 +82,16 @@ async fn the_index_is_made_from_flushed_and_unflushed_rows_alike() {
 }
 
 #[tokio::test]
+async fn a_table_is_formatted_without_what_it_holds() {
+    let dir = tempdir().unwrap();
+    let (_db, table) = keyed(dir.path()).await;
+    table.insert(vec![rows(0..400, "holmes ")]).await.unwrap();
+    let matches = table.text_search(request("holmes")).await.unwrap();
+    let formatted = format!("{table:?} {:?}", matches.pinned);
+    assert!(formatted.len() < 1000 && !formatted.contains("holmes"), "every plan is formatted: {formatted}");
+}
+
+#[tokio::test]
 async fn only_allowed_rows_are_found_and_no_more_than_asked_for() {
     let dir = tempdir().unwrap();
     let (_db, table) = keyed(dir.path()).await;
