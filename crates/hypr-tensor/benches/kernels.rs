@@ -6,7 +6,8 @@
 //! arithmetic: with VNNI, two 512-bit instructions a cycle of 64 multiply-adds, about 350 G multiply-adds a
 //! second and core at 2.8 GHz; in `f32`, two of 16, about 90 G.
 //!
-//! `smollm2` strings the 211 products of SmolLM2-135M-Instruct Q4_1 together, without attention and norms.
+//! `networks` strings the products of a network together, without attention and norms: the 211 of SmolLM2-135M-Instruct
+//! Q4_1, the 36 of MiniLM in Q8_0, some layers of Qwen2.5-1.5B in Q4_K.
 
 use std::time::Duration;
 
@@ -72,35 +73,80 @@ fn products(c: &mut Criterion) {
     }
 }
 
-fn smollm2(c: &mut Criterion) {
-    const SHAPES: [(usize, usize); 7] =
-        [(576, 576), (192, 576), (192, 576), (576, 576), (1536, 576), (1536, 576), (576, 1536)];
-    let layers: Vec<Vec<WeightArray>> =
-        (0..30).map(|_| SHAPES.iter().map(|&(rows, cols)| weight(DType::Q4_1, rows, cols)).collect()).collect();
-    let head = weight(DType::Q8_0, 49152, 576);
-    for n in [1, 4, 256] {
-        let mut group = c.benchmark_group(format!("smollm2_n{n}"));
+/// The products of a network's layers, one after the other.
+struct Network {
+    name: &'static str,
+    dtype: DType,
+    layers: usize,
+    hidden: usize,
+    inner: usize,
+    /// Rows of the products of each call; the last has `inner` columns and the others `hidden`.
+    calls: &'static [&'static [usize]],
+    /// Rows of the output head, in `Q8_0`.
+    vocab: usize,
+}
+
+const SMOLLM2: Network = Network {
+    name: "smollm2",
+    dtype: DType::Q4_1,
+    layers: 30,
+    hidden: 576,
+    inner: 1536,
+    calls: &[&[576, 192, 192], &[576], &[1536, 1536], &[576]],
+    vocab: 49152,
+};
+const MINILM: Network = Network {
+    name: "minilm",
+    dtype: DType::Q8_0,
+    layers: 6,
+    hidden: 384,
+    inner: 1536,
+    calls: &[&[384, 384, 384], &[384], &[1536], &[384]],
+    vocab: 0,
+};
+/// A seventh of the layers of Qwen2.5-1.5B.
+const QWEN2: Network = Network {
+    name: "qwen2_1.5b_4_layers",
+    dtype: DType::Q4K,
+    layers: 4,
+    hidden: 1536,
+    inner: 8960,
+    calls: &[&[1536, 256, 256], &[1536], &[8960, 8960], &[1536]],
+    vocab: 0,
+};
+
+fn networks(c: &mut Criterion) {
+    for (network, n) in
+        [(SMOLLM2, 1), (SMOLLM2, 4), (SMOLLM2, 256), (MINILM, 12), (MINILM, 128), (QWEN2, 1), (QWEN2, 128)]
+    {
+        let Network { name, dtype, hidden, inner, calls, .. } = network;
+        let cols = |call: usize| if call + 1 == calls.len() { inner } else { hidden };
+        let call = |at: usize| calls[at].iter().map(|&rows| weight(dtype, rows, cols(at))).collect();
+        let layers: Vec<Vec<Vec<WeightArray>>> =
+            (0..network.layers).map(|_| (0..calls.len()).map(call).collect()).collect();
+        let head = (network.vocab > 0).then(|| weight(DType::Q8_0, network.vocab, hidden));
+        let mut group = c.benchmark_group(format!("{name}_n{n}"));
         group.throughput(Throughput::Elements(n as u64));
-        let (x, hidden) = (values(n * 576), values(n * 1536));
-        let mut outs: Vec<Vec<f32>> = SHAPES.iter().map(|&(rows, _)| vec![0.0; n * rows]).collect();
-        let (mut logits, mut scratch) = (vec![0.0; 49152], Scratch::new());
+        let x = values(n * inner);
+        let widest = calls.iter().map(|call| call.iter().sum::<usize>()).max().unwrap_or(0);
+        let (mut out, mut logits, mut scratch) = (vec![0.0; n * widest], vec![0.0; network.vocab], Scratch::new());
         for level in levels() {
             let kernels = kernels(level);
             group.bench_function(BenchmarkId::from_parameter(level), |b| {
                 b.iter(|| {
-                    for layer in &layers {
-                        for (range, x) in [(0..3, &x), (3..4, &x), (4..6, &x), (6..7, &hidden)] {
-                            let mut products: [Option<Linear<'_>>; 3] = [const { None }; 3];
-                            for ((slot, weight), out) in
-                                products.iter_mut().zip(&layer[range.clone()]).zip(&mut outs[range.clone()])
-                            {
-                                *slot = Some(Linear { weight, bias: None, out });
-                            }
-                            let mut products: Vec<_> = products.into_iter().flatten().collect();
-                            kernels.linear_many(x, n, &mut products, &mut scratch);
+                    for (at, weights) in layers.iter().flat_map(|layer| layer.iter().enumerate()) {
+                        let mut left = &mut out[..];
+                        let mut products: Vec<Linear<'_>> = Vec::new();
+                        for weight in weights {
+                            let (out, rest) = left.split_at_mut(n * weight.rows());
+                            left = rest;
+                            products.push(Linear { weight, bias: None, out });
                         }
+                        kernels.linear_many(&x[..n * cols(at)], n, &mut products, &mut scratch);
                     }
-                    kernels.linear(&x[..576], 1, &head, None, &mut logits, &mut scratch);
+                    if let Some(head) = &head {
+                        kernels.linear(&x[..hidden], 1, head, None, &mut logits, &mut scratch);
+                    }
                 });
             });
         }
@@ -139,6 +185,6 @@ criterion_group! {
         .sample_size(20)
         .warm_up_time(Duration::from_millis(300))
         .measurement_time(Duration::from_secs(2));
-    targets = products, smollm2, attention
+    targets = products, networks, attention
 }
 criterion_main!(benches);

@@ -4,6 +4,7 @@
 
 mod attention;
 mod distance;
+mod large;
 mod plain;
 mod quantize;
 pub mod quantized;

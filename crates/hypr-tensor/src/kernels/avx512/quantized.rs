@@ -4,6 +4,7 @@ use std::arch::x86_64::*;
 
 use super::super::linear::{TILE_ROWS, Tile};
 use super::super::scratch::{Activations, Line};
+use super::large;
 use super::unpack::{self, Rows};
 use crate::DType;
 use crate::quant::{self, GROUP};
@@ -41,8 +42,8 @@ impl Packed {
 /// Scales of the two halves of a group, and its minima, of sixteen rows.
 #[derive(Clone, Copy)]
 pub struct Factors {
-    scales: [__m512; 2],
-    min: __m512,
+    pub scales: [__m512; 2],
+    pub min: __m512,
 }
 
 /// All outputs of a tile of quantised rows.
@@ -91,6 +92,9 @@ unsafe fn few<const N: usize>(mut tile: Tile<'_>, memory: &mut [Line]) {
             DType::Q4_1 => q4_1::<N>(&rows, groups, input, first),
             DType::Q4_0 => small::<N, { DType::Q4_0 as u8 }>(&rows, groups, input, first, memory),
             DType::Q8_0 => small::<N, { DType::Q8_0 as u8 }>(&rows, groups, input, first, memory),
+            DType::Q4K => large::few::<N, { DType::Q4K as u8 }, false>(&rows, groups, input, first),
+            DType::Q5K => large::few::<N, { DType::Q5K as u8 }, false>(&rows, groups, input, first),
+            DType::Q6K => large::few::<N, { DType::Q6K as u8 }, true>(&rows, groups, input, first),
             _ => return many(tile, memory),
         };
         store(&mut tile, 0, sums);
@@ -106,15 +110,12 @@ unsafe fn few<const N: usize>(mut tile: Tile<'_>, memory: &mut [Line]) {
 unsafe fn q4_1<const N: usize>(rows: &Rows, groups: usize, input: &Activations, first: usize) -> [__m512; N] {
     let mut sums = [_mm512_setzero_ps(); N];
     let mut g = 0;
-    // The next tile usually follows this one. Sixteen short streams are too many for the processor to foresee.
-    let next = rows[0].wrapping_add(TILE_ROWS * groups * DType::Q4_1.block_bytes());
-    // SAFETY: by the caller's promise; a prefetch may point anywhere.
+    let bytes = DType::Q4_1.block_bytes();
+    // SAFETY: by the caller's promise.
     unsafe {
         while g + 4 <= groups {
-            let at = g * DType::Q4_1.block_bytes();
-            for line in 0..4 * DType::Q4_1.block_bytes() * TILE_ROWS / 64 {
-                _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(TILE_ROWS * at + 64 * line).cast());
-            }
+            let at = g * bytes;
+            unpack::prefetch(rows, groups * bytes, at, 4 * bytes);
             let a = unpack::load_quads(rows, at);
             let b = unpack::load_quads(rows, at + 16);
             q4_1_group(&mut sums, [a[0], a[1], a[2], a[3], b[0]], input, first, g);
@@ -127,7 +128,7 @@ unsafe fn q4_1<const N: usize>(rows: &Rows, groups: usize, input: &Activations, 
             g += 4;
         }
         while g < groups {
-            let at = g * DType::Q4_1.block_bytes();
+            let at = g * bytes;
             let a = unpack::load_quads(rows, at);
             let last = unpack::load_dword(rows, at + 16);
             q4_1_group(&mut sums, [a[0], a[1], a[2], a[3], last], input, first, g);
@@ -174,9 +175,11 @@ unsafe fn small<const N: usize, const FORMAT: u8>(
     // SAFETY: by the caller's promise and the assertion.
     unsafe {
         let mins = scales.add(TILE_ROWS * groups);
-        unpack::small_scales(small_format(FORMAT), rows, groups, scales, mins);
+        unpack::small_scales(format(FORMAT), rows, groups, scales, mins);
+        let bytes = format(FORMAT).block_bytes();
         for g in 0..groups {
-            let w = unpack::small_group(small_format(FORMAT), rows, g);
+            unpack::prefetch(rows, groups * bytes, g * bytes, bytes);
+            let w = unpack::small_group(format(FORMAT), rows, g);
             let scale = _mm512_load_ps(scales.add(TILE_ROWS * g));
             let min = _mm512_load_ps(mins.add(TILE_ROWS * g));
             accumulate::<N, false>(&mut sums, &w, Factors { scales: [scale, scale], min }, input, first, g);
@@ -198,30 +201,37 @@ pub unsafe fn pack(tile: &Tile<'_>, memory: &mut [Line]) -> Packed {
         let mins = values.add(8 * groups).cast::<f32>();
         let scales = mins.add(16 * groups);
         match tile.dtype {
-            DType::Q4K | DType::Q5K => unpack::large_scales(tile.dtype, &rows, groups, scales, mins),
-            DType::Q6K => unpack::q6_scales(&rows, groups, scales),
-            dtype => unpack::small_scales(dtype, &rows, groups, scales, mins),
-        }
-        match tile.dtype {
-            DType::Q4_0 => pack_small::<{ DType::Q4_0 as u8 }>(&rows, groups, values),
-            DType::Q4_1 => pack_small::<{ DType::Q4_1 as u8 }>(&rows, groups, values),
-            DType::Q5_0 => pack_small::<{ DType::Q5_0 as u8 }>(&rows, groups, values),
-            DType::Q5_1 => pack_small::<{ DType::Q5_1 as u8 }>(&rows, groups, values),
-            DType::Q8_0 => pack_small::<{ DType::Q8_0 as u8 }>(&rows, groups, values),
-            dtype => (0..groups / 8).for_each(|b| unpack::large_block(dtype, &rows, b, values.add(64 * b))),
+            DType::Q4K => large::pack::<{ DType::Q4K as u8 }, false>(&rows, groups, values, scales, mins),
+            DType::Q5K => large::pack::<{ DType::Q5K as u8 }, false>(&rows, groups, values, scales, mins),
+            DType::Q6K => large::pack::<{ DType::Q6K as u8 }, true>(&rows, groups, values, scales, mins),
+            DType::Q4_0 => pack_small::<{ DType::Q4_0 as u8 }>(&rows, groups, values, scales, mins),
+            DType::Q4_1 => pack_small::<{ DType::Q4_1 as u8 }>(&rows, groups, values, scales, mins),
+            DType::Q5_0 => pack_small::<{ DType::Q5_0 as u8 }>(&rows, groups, values, scales, mins),
+            DType::Q5_1 => pack_small::<{ DType::Q5_1 as u8 }>(&rows, groups, values, scales, mins),
+            _ => pack_small::<{ DType::Q8_0 as u8 }>(&rows, groups, values, scales, mins),
         }
         Packed { groups, values, scales, mins }
     }
 }
 
 /// # Safety
-/// The rows hold `groups` groups of the format, and `values` has room for them.
+/// The rows hold `groups` groups of the format, and `values`, `scales` and `mins` have room for them.
 #[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn pack_small<const FORMAT: u8>(rows: &Rows, groups: usize, values: *mut __m512i) {
+unsafe fn pack_small<const FORMAT: u8>(
+    rows: &Rows,
+    groups: usize,
+    values: *mut __m512i,
+    scales: *mut f32,
+    mins: *mut f32,
+) {
+    let bytes = format(FORMAT).block_bytes();
+    // SAFETY: by the caller's promise.
+    unsafe { unpack::small_scales(format(FORMAT), rows, groups, scales, mins) };
     for g in 0..groups {
+        unpack::prefetch(rows, groups * bytes, g * bytes, bytes);
         // SAFETY: by the caller's promise.
         unsafe {
-            for (j, v) in unpack::small_group(small_format(FORMAT), rows, g).into_iter().enumerate() {
+            for (j, v) in unpack::small_group(format(FORMAT), rows, g).into_iter().enumerate() {
                 _mm512_store_si512(values.add(8 * g + j), v);
             }
         }
@@ -229,7 +239,7 @@ unsafe fn pack_small<const FORMAT: u8>(rows: &Rows, groups: usize, values: *mut 
 }
 
 /// The format with this number, for constants.
-const fn small_format(number: u8) -> DType {
+pub const fn format(number: u8) -> DType {
     let mut i = 0;
     while i < DType::ALL.len() {
         if DType::ALL[i] as u8 == number {
@@ -312,7 +322,7 @@ pub fn store<const N: usize>(tile: &mut Tile<'_>, i: usize, sums: [__m512; N]) {
 /// The activations hold group `g` of `first + N` rows.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 #[inline]
-unsafe fn accumulate<const N: usize, const HALVES: bool>(
+pub unsafe fn accumulate<const N: usize, const HALVES: bool>(
     sums: &mut [__m512; N],
     w: &[__m512i; 8],
     factors: Factors,

@@ -11,7 +11,7 @@ use std::arch::x86_64::*;
 
 use super::super::linear::TILE_ROWS;
 use crate::DType;
-use crate::quant::{self, GROUP};
+use crate::quant;
 
 /// Pointers to the encoded rows of a tile.
 pub type Rows = [*const u8; TILE_ROWS];
@@ -50,7 +50,7 @@ pub unsafe fn load_quads(rows: &Rows, offset: usize) -> [__m512i; 4] {
 /// Each row has thirty-two readable bytes at `offset`.
 #[target_feature(enable = "avx512f")]
 #[inline]
-unsafe fn load_octets(rows: &Rows, offset: usize) -> [__m512i; 8] {
+pub unsafe fn load_octets(rows: &Rows, offset: usize) -> [__m512i; 8] {
     // SAFETY: by the caller's promise.
     let (a, b) = unsafe { (load_quads(rows, offset), load_quads(rows, offset + 16)) };
     [a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3]]
@@ -79,14 +79,25 @@ pub fn nibbles(v: [__m512i; 4]) -> [__m512i; 8] {
 
 #[target_feature(enable = "avx512f")]
 #[inline]
-fn low_nibbles(v: __m512i) -> __m512i {
+pub fn low_nibbles(v: __m512i) -> __m512i {
     _mm512_and_si512(v, _mm512_set1_epi8(15))
 }
 
 #[target_feature(enable = "avx512f,avx512bw")]
 #[inline]
-fn high_nibbles(v: __m512i) -> __m512i {
+pub fn high_nibbles(v: __m512i) -> __m512i {
     low_nibbles(_mm512_srli_epi16::<4>(v))
+}
+
+/// Asks for what the next tile, which usually follows this one, has where the rows of this one, of `row` bytes each, have
+/// `bytes` bytes at `at`: sixteen short streams are too many for the processor to foresee.
+#[target_feature(enable = "avx512f")]
+#[inline]
+pub fn prefetch(rows: &Rows, row: usize, at: usize, bytes: usize) {
+    let next = rows[0].wrapping_add(TILE_ROWS * (row + at));
+    for line in (0..TILE_ROWS * bytes).step_by(64) {
+        _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(line).cast());
+    }
 }
 
 /// Sixteen f16 in the lower halves of dwords.
@@ -135,68 +146,6 @@ fn fifth_bits(high: __m512i, j: usize) -> __m512i {
     _mm512_and_si512(spread, _mm512_set1_epi8(16))
 }
 
-/// Values of the eight groups of block `block` of a format with blocks of 256, into `values`.
-///
-/// # Safety
-/// The rows hold that block, encoded as `dtype`; `values` has room for 8 groups.
-#[target_feature(enable = "avx512f,avx512bw")]
-pub unsafe fn large_block(dtype: DType, rows: &Rows, block: usize, values: *mut __m512i) {
-    let start = block * dtype.block_bytes();
-    // SAFETY: all reads lie in the block, all writes in the 64 vectors of eight groups.
-    unsafe {
-        if dtype == DType::Q6K {
-            return q6_block(rows, start, values);
-        }
-        let fifth = (dtype == DType::Q5K).then(|| load_octets(rows, start + 16));
-        let head = start + if fifth.is_some() { 48 } else { 16 };
-        for part in 0..4 {
-            let v = load_octets(rows, head + 32 * part);
-            for (j, &v) in v.iter().enumerate() {
-                let (mut low, mut high) = (low_nibbles(v), high_nibbles(v));
-                if let Some(fifth) = &fifth {
-                    let bit = |shift: usize| {
-                        let bits = _mm512_srlv_epi32(fifth[j], _mm512_set1_epi32(shift as i32));
-                        _mm512_slli_epi16::<4>(_mm512_and_si512(bits, _mm512_set1_epi8(1)))
-                    };
-                    low = _mm512_or_si512(low, bit(2 * part));
-                    high = _mm512_or_si512(high, bit(2 * part + 1));
-                }
-                _mm512_store_si512(values.add(16 * part + j), low);
-                _mm512_store_si512(values.add(16 * part + 8 + j), high);
-            }
-        }
-    }
-}
-
-/// # Safety
-/// As [`large_block`], which is the only caller.
-#[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn q6_block(rows: &Rows, start: usize, values: *mut __m512i) {
-    for half in 0..2 {
-        // SAFETY: by the caller's promise.
-        let (first, second, high) = unsafe {
-            (
-                load_octets(rows, start + 64 * half),
-                load_octets(rows, start + 64 * half + 32),
-                load_octets(rows, start + 128 + 32 * half),
-            )
-        };
-        let two = _mm512_set1_epi8(0x30);
-        for j in 0..8 {
-            let q = [
-                _mm512_or_si512(low_nibbles(first[j]), _mm512_and_si512(_mm512_slli_epi16::<4>(high[j]), two)),
-                _mm512_or_si512(low_nibbles(second[j]), _mm512_and_si512(_mm512_slli_epi16::<2>(high[j]), two)),
-                _mm512_or_si512(high_nibbles(first[j]), _mm512_and_si512(high[j], two)),
-                _mm512_or_si512(high_nibbles(second[j]), _mm512_and_si512(_mm512_srli_epi16::<2>(high[j]), two)),
-            ];
-            for (quarter, q) in q.into_iter().enumerate() {
-                // SAFETY: vector `j` of group `4 half + quarter` of eight.
-                unsafe { _mm512_store_si512(values.add(32 * half + 8 * quarter + j), q) };
-            }
-        }
-    }
-}
-
 /// Scales and minima of all groups of a format with blocks of 32.
 ///
 /// # Safety
@@ -223,50 +172,6 @@ pub unsafe fn small_scales(dtype: DType, rows: &Rows, groups: usize, scales: *mu
                 if has_min { halves_to_f32(_mm512_srli_epi32::<16>(heads)) } else { _mm512_mul_ps(scale, minus_zero) };
             _mm512_storeu_ps(scales.add(16 * g), scale);
             _mm512_storeu_ps(mins.add(16 * g), min);
-        }
-    }
-}
-
-/// Scales and minima of all groups of `Q4_K` or `Q5_K`.
-///
-/// # Safety
-/// As [`small_scales`].
-#[target_feature(enable = "avx512f")]
-pub unsafe fn large_scales(dtype: DType, rows: &Rows, groups: usize, scales: *mut f32, mins: *mut f32) {
-    for block in 0..groups / 8 {
-        for (r, row) in rows.iter().enumerate() {
-            // SAFETY: the head of the block; places of its eight groups.
-            unsafe {
-                let head = std::slice::from_raw_parts(row.add(block * dtype.block_bytes()), 16);
-                let (d, dmin) = (quant::half_at(head, 0), quant::half_at(head, 2));
-                for sub in 0..8 {
-                    let (scale, min) = quant::scale_min(&head[4..], sub);
-                    let at = 16 * (8 * block + sub) + r;
-                    scales.add(at).write(d * f32::from(scale));
-                    mins.add(at).write(-(dmin * f32::from(min)));
-                }
-            }
-        }
-    }
-}
-
-/// Scales of all half groups of `Q6_K`, two runs of sixteen floats a group.
-///
-/// # Safety
-/// As [`small_scales`], with `scales` twice as long.
-#[target_feature(enable = "avx512f")]
-pub unsafe fn q6_scales(rows: &Rows, groups: usize, scales: *mut f32) {
-    const BYTES: usize = DType::Q6K.block_bytes();
-    for block in 0..groups / 8 {
-        for (r, row) in rows.iter().enumerate() {
-            // SAFETY: the tail of the block; places of its sixteen half groups.
-            unsafe {
-                let tail = std::slice::from_raw_parts(row.add(block * BYTES + 192), 18);
-                let d = quant::half_at(tail, 16);
-                for (half, &scale) in tail[..256 / (GROUP / 2)].iter().enumerate() {
-                    scales.add(16 * (16 * block + half) + r).write(d * f32::from(scale as i8));
-                }
-            }
         }
     }
 }
