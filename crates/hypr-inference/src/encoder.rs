@@ -17,6 +17,7 @@ use crate::families::VISION;
 use crate::input::{EmbedInput, InputKind};
 use crate::model::{self, Model};
 use crate::onnx::{OnnxConfig, OnnxEncoder, OnnxInput};
+use crate::paging;
 use crate::transformer::Workspace;
 use crate::vision::VisionTower;
 use crate::weights::Weights;
@@ -66,6 +67,12 @@ impl Encoder {
             None if config.image.is_some() => Some(Self::Picture(tower("", &config)?)),
             None => None,
         })
+    }
+
+    /// The memory that a model takes once it is open. Weights are mapped; a graph's are copied as well.
+    pub(crate) fn memory_bytes(tables: &ModelTables) -> usize {
+        let copies = if OnnxConfig::is_of(&tables.metadata) { 2 } else { 1 };
+        copies * paging::weight_bytes(tables)
     }
 
     /// Whether `other` is the same opened model, so that a pass can hold inputs of both.

@@ -2,7 +2,7 @@
 //!
 //! The rule: the prompt may take the context length less `max_tokens`. Passages are added in order, a paragraph
 //! each, while they fit; the last that fits is cut at a token. If the prompt alone is too long, the oldest
-//! messages and then its own beginning are cut. Invariant: the answer is never longer than the room, and
+//! exchanges, each from one user's message to the next, and then its own beginning are cut. Invariant: the answer is never longer than the room, and
 //! whatever is cut, the end of the prompt stays. `max_tokens` reserves at most three quarters of the context.
 
 use hypr_common::{Error, Result};
@@ -95,11 +95,22 @@ pub fn build(model: &Model, request: &GenerateRequest) -> Result<BuiltPrompt> {
 /// Cuts the prompt until it fits the room, and returns its tokens.
 fn fit_prompt(model: &Model, tools: &[Tool], shape: &mut Shape, room: usize) -> Result<Vec<u32>> {
     let mut tokens = shape.tokens(model, tools, &[])?;
-    while tokens.len() > room {
-        if !drop_oldest_turn(shape) {
-            break;
+    if tokens.len() > room
+        && let Shape::Chat(messages) = shape
+    {
+        let later = later_beginnings(messages);
+        // The later it begins, the shorter it is: the first that fits is found in a few steps, or the last is taken.
+        let (mut first, mut last) = (0, later.len().saturating_sub(1));
+        while first < last {
+            let middle = first.midpoint(last);
+            let shorter = beginning_at(messages, later[middle]);
+            let fits = Shape::Chat(shorter).tokens(model, tools, &[])?.len() <= room;
+            (first, last) = if fits { (first, middle) } else { (middle + 1, last) };
         }
-        tokens = shape.tokens(model, tools, &[])?;
+        if let Some(start) = later.get(first) {
+            *messages = beginning_at(messages, *start);
+            tokens = shape.tokens(model, tools, &[])?;
+        }
     }
     if tokens.len() > room
         && let Some(text) = shape.text_mut()
@@ -112,13 +123,17 @@ fn fit_prompt(model: &Model, tools: &[Tool], shape: &mut Shape, room: usize) -> 
     Ok(tokens)
 }
 
-/// Drops the oldest message that is neither the system's nor the one to answer.
-fn drop_oldest_turn(shape: &mut Shape) -> bool {
-    let Shape::Chat(messages) = shape else { return false };
-    let Some(last) = messages.len().checked_sub(1) else { return false };
-    let Some(at) = messages[..last].iter().position(|message| message.role != "system") else { return false };
-    messages.remove(at);
-    true
+/// Where a conversation may begin when its oldest part is dropped: with a user's message, as templates want it.
+fn later_beginnings(messages: &[ChatMessage]) -> Vec<usize> {
+    let is_user = |at: &usize| messages[*at].role == "user";
+    let first = messages.iter().position(|message| message.role != "system").unwrap_or(messages.len());
+    (first + 1..messages.len()).filter(is_user).collect()
+}
+
+/// The messages from `start` on, and the system's before it.
+fn beginning_at(messages: &[ChatMessage], start: usize) -> Vec<ChatMessage> {
+    let kept = |(at, message): &(usize, &ChatMessage)| *at >= start || message.role == "system";
+    messages.iter().enumerate().filter(kept).map(|(_, message)| message.clone()).collect()
 }
 
 /// The passages that fit, the last cut.

@@ -241,13 +241,19 @@ impl Inference for EngineHandle {
     }
 
     fn resolve(&self, task: Task, name: Option<&str>) -> Result<ModelMetadata> {
-        let models = self.source.models()?;
         let default = match task {
             Task::Generate => self.options.default_generation_model.as_deref(),
             Task::Embed => self.options.default_embedding_model.as_deref(),
             Task::EmbedImage | Task::EmbedAudio => None,
         };
-        resolve(models, task, name, default)
+        // A list of all models takes a look at the directory of each.
+        if let Some(name) = name.or(default)
+            && let Ok(Some(found)) = self.source.model(name)
+            && model::can(&found, task)
+        {
+            return Ok(found);
+        }
+        resolve(self.source.models()?, task, name, default)
     }
 
     fn identity(&self, task: Task, name: Option<&str>) -> Result<Option<CacheIdentity>> {
@@ -322,7 +328,9 @@ impl Inference for EngineHandle {
             return Ok(Arc::clone(window));
         }
         let window = Arc::new(Window::open(&tables, self.options.max_context_tokens)?);
-        self.windows.lock().insert(model, (Arc::downgrade(&tables), Arc::clone(&window)));
+        let mut windows = self.windows.lock();
+        windows.retain(|_, (tables, _)| tables.strong_count() > 0);
+        windows.insert(model, (Arc::downgrade(&tables), Arc::clone(&window)));
         Ok(window)
     }
 }

@@ -3,10 +3,10 @@
 //! A *copy* is what opening a version of a model gave: its tables, its network, and where the chains of blocks that it
 //! computes begin. It is *loaded* while new requests find it, and *drains* from when it was unloaded or newer weights took
 //! its place until the last request that it answers is over; then its memory is free. Where a model is loaded and the
-//! budget has no room, the copy that was used longest ago goes, if nothing uses it and nobody has pinned it.
+//! budget has no room, the copy that was used longest ago goes, if nothing uses it and nobody has pinned its model.
 //!
-//! Invariants: what all copies may take is at most the budget together; only an unload by name ends a pinned copy; no
-//! request ever loses the copy that answers it. Deliberately absent: the keys and values, which have a budget of their
+//! Invariants: what all copies may take is at most the budget together; only an unload by name unloads a pinned model,
+//! whatever becomes of its copies; no request ever loses the copy that answers it. Deliberately absent: the keys and values, which have a budget of their
 //! own, and what the system's page cache holds, which is the system's business.
 
 use std::collections::{HashMap, HashSet};
@@ -65,11 +65,10 @@ struct Loaded {
     tables: Arc<ModelTables>,
     encoder: Encoder,
     root: PrefixId,
-    /// Of its weights.
+    /// Of memory, see [`Encoder::memory_bytes`].
     bytes: usize,
     /// What it may take of memory, where that is less.
     limit: Option<usize>,
-    pinned: bool,
     last_used_us: i64,
     /// Counts uses over all models.
     last_use: u64,
@@ -91,6 +90,8 @@ pub(super) struct LoadedModels {
     /// Bytes; none where there is no limit.
     budget: Option<usize>,
     loaded: HashMap<String, Loaded>,
+    /// Names of models, also of those whose newest weights could not be opened yet.
+    pinned: HashSet<String>,
     draining: Vec<Draining>,
     /// Pairs of copies that have the same tokens.
     alike: HashSet<(PrefixId, PrefixId)>,
@@ -119,15 +120,11 @@ impl Loaded {
         self.encoder.references() - 1
     }
 
-    fn is_idle(&self) -> bool {
-        !self.pinned && self.requests() == 0
-    }
-
-    fn described(&self, drains: bool) -> Copy {
+    fn described(&self, pinned: bool, drains: bool) -> Copy {
         Copy {
             tables: Arc::clone(&self.tables),
             drains,
-            pinned: self.pinned,
+            pinned,
             bytes: self.bytes,
             limit: self.limit,
             requests: self.requests(),
@@ -136,8 +133,8 @@ impl Loaded {
     }
 
     /// Why it stays in memory.
-    fn hold(&self) -> String {
-        let why = match (self.pinned, self.requests()) {
+    fn hold(&self, pinned: bool) -> String {
+        let why = match (pinned, self.requests()) {
             (true, _) => "pinned".to_owned(),
             (false, 0) => "idle".to_owned(),
             (false, n) => format!("answers {n}"),
@@ -159,6 +156,7 @@ impl LoadedModels {
             max_positions: options.max_context_tokens,
             budget: options.model_memory_bytes,
             loaded: HashMap::new(),
+            pinned: HashSet::new(),
             draining: Vec::new(),
             alike: HashSet::new(),
             uses: 0,
@@ -207,9 +205,7 @@ impl LoadedModels {
                 drop(reply.send(loaded));
             }
             ModelJob::Unpin { model_id, reply } => {
-                let copy = self.loaded.get_mut(&model_id);
-                let unpinned = copy.is_some_and(|copy| std::mem::replace(&mut copy.pinned, false));
-                drop(reply.send(Ok(unpinned)));
+                drop(reply.send(Ok(self.pinned.remove(&model_id))));
             }
             ModelJob::Unload { model_id, reply } => self.unload(&model_id, reply),
             ModelJob::List(reply) => drop(reply.send(self.list())),
@@ -232,23 +228,32 @@ impl LoadedModels {
     }
 
     fn list(&self) -> Vec<Copy> {
-        let draining = self.draining.iter().map(|draining| draining.copy.described(true));
-        self.loaded.values().map(|copy| copy.described(false)).chain(draining).collect()
+        let draining = self.draining.iter().map(|draining| draining.copy.described(false, true));
+        self.loaded.values().map(|copy| copy.described(self.is_pinned(copy), false)).chain(draining).collect()
+    }
+
+    fn is_pinned(&self, copy: &Loaded) -> bool {
+        self.pinned.contains(copy.model_id())
+    }
+
+    /// Whether a loaded copy may make room for another.
+    fn is_idle(&self, copy: &Loaded) -> bool {
+        !self.is_pinned(copy) && copy.requests() == 0
     }
 
     fn load(&mut self, model_id: &str, pin: bool) -> Result<bool> {
         let before = self.loaded.get(model_id).map(|copy| copy.root);
         let copy = self.copy(model_id)?;
         let is_new = before != Some(copy.root);
-        let is_pinned = pin && !copy.pinned;
-        copy.pinned |= pin;
         if is_new && copy.limit.is_none() {
             prefetch(&copy.tables);
         }
-        Ok(is_new || is_pinned)
+        let newly_pinned = pin && self.pinned.insert(model_id.to_owned());
+        Ok(is_new || newly_pinned)
     }
 
     fn unload(&mut self, model_id: &str, reply: oneshot::Sender<Result<bool>>) {
+        self.pinned.remove(model_id);
         if let Some(copy) = self.loaded.remove(model_id) {
             self.pool.retire(model_id);
             self.source.release(model_id);
@@ -274,8 +279,8 @@ impl LoadedModels {
             }
         };
         if !self.loaded.get(model_id).is_some_and(|copy| Arc::ptr_eq(&copy.tables, &tables)) {
-            let pinned = self.supersede(model_id);
-            let copy = self.open(model_id, tables, pinned)?;
+            self.supersede(model_id);
+            let copy = self.open(model_id, tables)?;
             self.loaded.insert(model_id.to_owned(), copy);
         }
         self.uses += 1;
@@ -285,18 +290,17 @@ impl LoadedModels {
         Ok(copy)
     }
 
-    /// Takes a copy whose weights are not the newest away from new requests; whether it was pinned. Its keys and values
-    /// are of no use any more, also where a version's number came back.
-    fn supersede(&mut self, model_id: &str) -> bool {
+    /// Takes a copy whose weights are not the newest away from new requests. Its keys and values are of no use any more,
+    /// also where a version's number came back.
+    fn supersede(&mut self, model_id: &str) {
         self.pool.retire(model_id);
-        let Some(copy) = self.loaded.remove(model_id) else { return false };
-        let pinned = copy.pinned;
-        self.draining.push(Draining { copy, waiting: Vec::new() });
-        self.sweep();
-        pinned
+        if let Some(copy) = self.loaded.remove(model_id) {
+            self.draining.push(Draining { copy, waiting: Vec::new() });
+            self.sweep();
+        }
     }
 
-    fn open(&mut self, model_id: &str, tables: Arc<ModelTables>, pinned: bool) -> Result<Loaded> {
+    fn open(&mut self, model_id: &str, tables: Arc<ModelTables>) -> Result<Loaded> {
         let version = tables.version;
         let limit = self.make_room(&tables).inspect_err(|_| self.source.release(model_id))?;
         let encoder = match Encoder::open(&tables, self.max_positions)? {
@@ -313,22 +317,22 @@ impl LoadedModels {
             Some(encoder) => encoder,
             None => Encoder::Text(Arc::new(Model::open_within(Arc::clone(&tables), self.max_positions, limit)?)),
         };
-        let bytes = paging::weight_bytes(&tables);
+        let bytes = Encoder::memory_bytes(&tables);
         tracing::info!(model_id, version, bytes, limit, "model loaded");
         let identity = CacheIdentity { model: model_id.to_owned(), version, adapter_version: 0 };
         let root = self.pool.open(identity);
         // What is known of copies that are gone is of no use.
         self.alike.clear();
-        Ok(Loaded { tables, encoder, root, bytes, limit, pinned, last_used_us: 0, last_use: 0 })
+        Ok(Loaded { tables, encoder, root, bytes, limit, last_used_us: 0, last_use: 0 })
     }
 
     /// Unloads what is idle until there is room for a model; the bytes that it may take where that is less than it has.
     fn make_room(&mut self, tables: &Arc<ModelTables>) -> Result<Option<usize>> {
         let Some(budget) = self.budget else { return Ok(None) };
         let model_id = &tables.metadata.model_id;
-        let bytes = paging::weight_bytes(tables);
+        let bytes = Encoder::memory_bytes(tables);
         let draining = self.draining.iter().map(|draining| draining.copy.charge());
-        let busy = self.loaded.values().filter(|copy| !copy.is_idle()).map(Loaded::charge);
+        let busy = self.loaded.values().filter(|copy| !self.is_idle(copy)).map(Loaded::charge);
         let held = draining.chain(busy).sum::<usize>();
         let needed = if bytes > budget { paging::least_bytes(tables) } else { bytes };
         if needed > budget {
@@ -347,7 +351,7 @@ impl LoadedModels {
         }
         let wanted = if bytes > budget { budget } else { bytes };
         while self.loaded.values().map(Loaded::charge).sum::<usize>() + self.draining_bytes() + wanted > budget {
-            let idle = self.loaded.values().filter(|copy| copy.is_idle()).min_by_key(|copy| copy.last_use);
+            let idle = self.loaded.values().filter(|copy| self.is_idle(copy)).min_by_key(|copy| copy.last_use);
             let Some(oldest) = idle.map(|copy| copy.model_id().to_owned()) else { break };
             self.evict(&oldest);
         }
@@ -367,9 +371,10 @@ impl LoadedModels {
 
     /// `Busy` where waiting helps, `ResourceExhausted` where only pins are in the way.
     fn full(&self, model_id: &str, needed: usize, budget: usize) -> Error {
-        let pinned = self.loaded.values().filter(|copy| copy.pinned).map(Loaded::charge).sum::<usize>();
-        let mut holds: Vec<String> = self.loaded.values().filter(|copy| !copy.is_idle()).map(Loaded::hold).collect();
-        holds.extend(self.draining.iter().map(|draining| draining.copy.hold()));
+        let pinned = self.loaded.values().filter(|copy| self.is_pinned(copy)).map(Loaded::charge).sum::<usize>();
+        let busy = self.loaded.values().filter(|copy| !self.is_idle(copy));
+        let mut holds: Vec<String> = busy.map(|copy| copy.hold(self.is_pinned(copy))).collect();
+        holds.extend(self.draining.iter().map(|draining| draining.copy.hold(false)));
         holds.sort();
         let message = format!(
             "there is no memory for model '{model_id}' ({}): of the {} of `engine.model_memory_mb` {} have it",

@@ -20,8 +20,8 @@ use crate::encoder::parallel;
 use crate::image_processor::ImageProcessor;
 use crate::weights::Weights;
 
-/// The longest sound that is embedded, in seconds.
-const MAX_SECONDS: usize = 3600;
+/// The longest sound that is embedded, in seconds; other requests wait while it is.
+const MAX_SECONDS: usize = 600;
 
 /// An opened ONNX encoder.
 pub struct OnnxEncoder {
@@ -162,7 +162,7 @@ impl OnnxEncoder {
         let seconds = wave.samples.len() / *sample_rate as usize;
         if wave.samples.is_empty() || seconds >= MAX_SECONDS {
             return Err(Error::invalid(format!(
-                "a sound of {seconds} s was given; give one that is shorter than an hour"
+                "a sound of {seconds} s was given; give one that is shorter than ten minutes"
             )));
         }
         let mut input = vec![0.0; context + window];

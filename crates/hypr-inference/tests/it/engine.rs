@@ -330,6 +330,19 @@ fn a_prompt_that_is_too_long_loses_its_beginning() {
         turn("assistant", words(40, 3)),
         turn("user", words(6, 4)),
     ];
-    let request = GenerateRequest { prompt: Prompt::Chat(chat), ..request("", 16) };
-    assert_eq!(block_on(handle.generate(request)).unwrap().prompt_tokens, 10);
+    let prompt_tokens = |chat: Vec<ChatMessage>| {
+        let request = GenerateRequest { prompt: Prompt::Chat(chat), ..request("", 16) };
+        block_on(handle.generate(request)).unwrap().prompt_tokens
+    };
+    assert_eq!(prompt_tokens(chat), 10);
+    // Of many exchanges as many stay as fit, each whole: the system's words and three of fourteen words, of room for 48.
+    let exchange = || [turn("user", words(7, 2)), turn("assistant", words(7, 3))];
+    let begin = || [turn("system", words(4, 1))].into_iter();
+    assert_eq!(prompt_tokens(begin().chain((0..9).flat_map(|_| exchange())).collect()), 4 + 3 * 14);
+    // A call and its result belong to the question before them.
+    let called = [turn("assistant", words(7, 3)), turn("tool", words(7, 4))];
+    let chat = begin().chain((0..9).flat_map(|_| exchange())).chain([turn("user", words(3, 5))]).chain(called);
+    assert_eq!(prompt_tokens(chat.collect()), 4 + 14 + 3 + 14);
+    // Nothing is left to drop: the question itself is cut.
+    assert_eq!(prompt_tokens(begin().chain([turn("user", words(90, 2))]).collect()), 48);
 }

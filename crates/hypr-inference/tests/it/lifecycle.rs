@@ -106,7 +106,7 @@ fn newer_weights_take_over_the_pin_and_the_old_ones_drain() {
     assert_eq!(block_on(handle.generate(of("a", "w1", 2))).unwrap().model_version, 7);
     let copies: Vec<(u64, bool, bool)> =
         loaded(&handle).iter().map(|model| (model.version, model.drains, model.pinned)).collect();
-    assert_eq!(copies, [(7, false, true), (0, true, true)]);
+    assert_eq!(copies, [(7, false, true), (0, true, false)]);
     assert_eq!(block_on(stream.count()), 999);
     assert_eq!(loaded(&handle).len(), 1);
 }
@@ -150,6 +150,26 @@ fn a_full_budget_says_what_holds_it_and_whether_waiting_helps() {
     assert!(error.kind() == ErrorKind::ResourceExhausted && error.message().contains("unpin"), "{error}");
     block_on(handle.unload_model("a")).unwrap();
     block_on(handle.generate(of("b", "w1", 2))).unwrap();
+}
+
+#[test]
+fn a_pin_outlasts_newer_weights_that_find_no_room() {
+    let source = three();
+    let (handle, _service) = start(source.clone(), options(Some(2 * bytes())));
+    block_on(handle.load_model("a", true)).unwrap();
+    let streams = ["a", "b"].map(|id| {
+        let mut stream = handle.generate_stream(of(id, "w1", 3000));
+        block_on(stream.next()).unwrap().unwrap();
+        stream
+    });
+    source.publish(ModelTables { version: 7, ..model("tiny-llama1", "a", 4096) });
+    let error = block_on(handle.generate(of("a", "w1", 2))).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Busy, "{error}");
+    drop(streams);
+    while block_on(handle.generate(of("a", "w1", 2))).is_err() {}
+    let pinned: Vec<(String, bool)> = loaded(&handle).into_iter().map(|m| (m.model_id, m.pinned)).collect();
+    assert!(pinned.contains(&("a".to_owned(), true)), "{pinned:?}");
+    assert!(block_on(handle.unpin_model("a")).unwrap());
 }
 
 #[test]
