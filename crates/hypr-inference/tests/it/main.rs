@@ -11,10 +11,10 @@ mod lifecycle;
 mod memory;
 mod minilm;
 mod onnx;
+mod packaged;
 mod serving;
 #[cfg(target_os = "linux")]
 mod shapes;
-mod smollm2;
 mod speculation;
 mod structured;
 mod support;

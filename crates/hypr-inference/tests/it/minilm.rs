@@ -1,21 +1,33 @@
-//! all-MiniLM-L6-v2 against PyTorch and sentence-transformers' pooling.
+//! The packaged MiniLMs, all-MiniLM-L6-v2 and one tuned to questions about operations, against PyTorch and
+//! sentence-transformers' pooling.
 
 use std::sync::Arc;
 
+use hypr_common::model::ModelTables;
 use hypr_inference::model::Model;
 use hypr_inference::transformer::Workspace;
 use hypr_inference::{convert, import};
 use hypr_tensor::DType;
+use serde_json::Value;
 
 use crate::support::*;
 
+/// Where a model is, and what PyTorch says of it.
+const MODELS: [(&str, &str); 2] = [("all-minilm-l6-v2", "minilm.json"), ("sre-embedding-model", "sre-embedding.json")];
+
+fn packaged((directory, expected): (&str, &str)) -> Option<(ModelTables, Value)> {
+    let config = real(&format!("{directory}/config.json"))?;
+    let tables = import::safetensors(&checkpoint(config.parent().unwrap()), directory).unwrap();
+    Some((tables, json(&fixture(expected))))
+}
+
 #[test]
 fn embeddings_are_those_of_pytorch() {
-    let Some(pooling) = real("1_Pooling/config.json") else { return };
-    let directory = pooling.parent().and_then(|parent| parent.parent()).unwrap();
-    let tables = import::safetensors(&checkpoint(directory), "minilm").unwrap();
+    MODELS.into_iter().filter_map(packaged).for_each(|(tables, expected)| as_pytorch(tables, &expected));
+}
+
+fn as_pytorch(tables: ModelTables, expected: &Value) {
     let model = Model::open(Arc::new(tables), 8192).unwrap();
-    let expected = json(&fixture("minilm.json"));
     let expected = expected.as_array().unwrap();
     let inputs: Vec<Vec<u32>> =
         expected.iter().map(|case| model.encode_input(case["text"].as_str().unwrap()).unwrap()).collect();
@@ -40,13 +52,10 @@ fn embeddings_are_those_of_pytorch() {
 /// The bar of the eight-bit format: cosine above 0.999 to the embedding of PyTorch in f32.
 #[test]
 fn eight_bits_embed_nearly_as_pytorch_does() {
-    let Some(pooling) = real("1_Pooling/config.json") else { return };
-    let directory = pooling.parent().and_then(|parent| parent.parent()).unwrap();
-    let tables = import::safetensors(&checkpoint(directory), "minilm").unwrap();
+    let Some((tables, expected)) = packaged(MODELS[0]) else { return };
     let converted = convert::convert(&tables, "minilm_q8_0", DType::Q8_0).unwrap();
     assert_eq!(converted.metadata.model_id, "minilm_q8_0");
     let model = Model::open(Arc::new(converted), 8192).unwrap();
-    let expected = json(&fixture("minilm.json"));
     for level in levels() {
         let kernels = kernels(level, 2);
         for case in expected.as_array().unwrap() {

@@ -1,4 +1,5 @@
-//! SmolLM2-135M-Instruct, Q4_1, against PyTorch on the dequantised weights.
+//! Packaged decoders against PyTorch on the dequantised weights: SmolLM2-135M-Instruct in Q4_1 and, where somebody put it,
+//! Qwen2.5-Coder-1.5B-Instruct in Q4_K_M (see `scripts/make_fixtures.py`; it is too large to fetch for every run).
 //!
 //! Two comparisons: with the weights decoded to F32 the logits must agree to 2e-4, which proves everything but
 //! the integer kernels; with the weights as they are, activations are rounded to 8 bits, so the logits must
@@ -17,14 +18,24 @@ use serde_json::Value;
 
 use crate::support::*;
 
-const FILE: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
-
-fn model() -> Option<ModelTables> {
-    real(FILE).map(|path| import::gguf(read(&path), "smollm2").unwrap())
+/// A model and what PyTorch says of it.
+struct Packaged {
+    tables: ModelTables,
+    expected: Value,
+    eos_token_ids: &'static [u32],
 }
 
-fn expected() -> Value {
-    json(&fixture("smollm2.json"))
+fn smollm2() -> Option<Packaged> {
+    packaged("SmolLM2-135M-Instruct.Q4_1.gguf", "smollm2", &[0, 2])
+}
+
+fn qwen() -> Option<Packaged> {
+    packaged("Qwen2.5-Coder-1.5B-Instruct.Q4_K_M.gguf", "qwen2.5", &[151_645])
+}
+
+fn packaged(file: &str, name: &str, eos_token_ids: &'static [u32]) -> Option<Packaged> {
+    let tables = import::gguf(read(&real(file)?), name).unwrap();
+    Some(Packaged { tables, expected: json(&fixture(&format!("{name}.json"))), eos_token_ids })
 }
 
 /// The same model with every matrix decoded to F32, written as the file format it would have been.
@@ -68,10 +79,10 @@ fn sampled(logits: &[f32], prompt: &Value) -> (Vec<f32>, Vec<f32>) {
 
 #[test]
 fn decoded_weights_give_the_logits_of_pytorch() {
-    let Some(tables) = model() else { return };
+    let Some(Packaged { tables, expected, .. }) = smollm2() else { return };
     let transformer = Transformer::open(&decoded(&tables), 512).unwrap();
     let kernels = kernels(detect(), 2);
-    for prompt in expected()["prompts"].as_array().unwrap() {
+    for prompt in expected["prompts"].as_array().unwrap() {
         let got = last_logits(&transformer, &kernels, &tokens(&prompt["tokens"]));
         let (got, wanted) = sampled(&got, prompt);
         let off = largest_difference(&got, &wanted);
@@ -82,10 +93,13 @@ fn decoded_weights_give_the_logits_of_pytorch() {
 
 #[test]
 fn quantised_weights_stay_close_to_pytorch() {
-    let Some(tables) = model() else { return };
+    smollm2().into_iter().chain(qwen()).for_each(quantised);
+}
+
+fn quantised(Packaged { tables, expected, .. }: Packaged) {
     let transformer = Transformer::open(&tables, 512).unwrap();
     let kernels = kernels(detect(), 2);
-    for prompt in expected()["prompts"].as_array().unwrap() {
+    for prompt in expected["prompts"].as_array().unwrap() {
         let got = last_logits(&transformer, &kernels, &tokens(&prompt["tokens"]));
         let (got, wanted) = sampled(&got, prompt);
         let cosine = cosine(&got, &wanted);
@@ -96,11 +110,14 @@ fn quantised_weights_stay_close_to_pytorch() {
 
 #[test]
 fn greedy_tokens_are_those_of_pytorch_where_it_is_sure() {
-    let Some(tables) = model() else { return };
+    smollm2().into_iter().chain(qwen()).for_each(greedy);
+}
+
+fn greedy(Packaged { tables, expected, .. }: Packaged) {
     let transformer = Transformer::open(&tables, 512).unwrap();
     let kernels = kernels(detect(), 2);
     let mut compared = 0;
-    for prompt in expected()["prompts"].as_array().unwrap() {
+    for prompt in expected["prompts"].as_array().unwrap() {
         let mut cache = transformer.new_cache(KvPrecision::F16);
         let mut work = Workspace::new();
         let mut next = tokens(&prompt["tokens"]);
@@ -122,9 +139,11 @@ fn greedy_tokens_are_those_of_pytorch_where_it_is_sure() {
 
 #[test]
 fn the_tokenizer_of_the_file_gives_the_reference_tokens() {
-    let Some(tables) = model() else { return };
+    smollm2().into_iter().chain(qwen()).for_each(tokenizer);
+}
+
+fn tokenizer(Packaged { tables, expected, eos_token_ids }: Packaged) {
     let tokenizer = hypr_inference::tokenizer::TextTokenizer::from_json(&tables.files["tokenizer.json"]).unwrap();
-    let expected = expected();
     for case in expected["tokenizer"].as_array().unwrap() {
         let text = case["text"].as_str().unwrap();
         assert_eq!(tokenizer.encode(text, false).unwrap(), tokens(&case["tokens"]), "{text:?}");
@@ -132,14 +151,14 @@ fn the_tokenizer_of_the_file_gives_the_reference_tokens() {
     let model = hypr_inference::model::Model::open(tables.into(), 512).unwrap();
     let message = hypr_inference::ChatMessage::new("user", "Who is Mycroft?");
     assert_eq!(model.render(&[message]).unwrap(), expected["chat"].as_str().unwrap());
-    assert_eq!(model.config().eos_token_ids, [0, 2]);
+    assert_eq!(model.config().eos_token_ids, eos_token_ids);
 }
 
 /// The whole way of a request, queue, chat template, chunks of prompt, sampling and detokenizing, says what the
 /// network says when it is run by hand, one token at a time.
 #[test]
 fn the_engine_answers_an_instruction_as_the_network_does() {
-    let Some(tables) = model() else { return };
+    let Some(Packaged { tables, .. }) = smollm2() else { return };
     let opened = hypr_inference::model::Model::open(tables.clone().into(), 512).unwrap();
     let question = "What is the capital of France?";
     let message = hypr_inference::ChatMessage::new("user", question);
