@@ -11,6 +11,7 @@
 
 pub mod ai;
 mod alter;
+mod call;
 mod catalog;
 mod convert;
 pub mod copy;

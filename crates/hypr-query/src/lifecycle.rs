@@ -13,7 +13,7 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use hypr_common::{Error, ErrorKind, Result};
 
-use crate::prefixes::Arguments;
+use crate::call::{Arguments, text_of};
 use crate::{Outcome, Session};
 
 /// What is done with a model.
@@ -67,8 +67,7 @@ impl ModelStatement {
     async fn run_in(&self, session: &Session) -> Result<Outcome> {
         let values = self.arguments.values(session).await?;
         let inference = session.engine().inference();
-        let model =
-            crate::prefixes::text_of(&values, 0)?.ok_or_else(|| Error::invalid("the name of a model is NULL"))?;
+        let model = text_of(&values, 0)?.ok_or_else(|| Error::invalid("the name of a model is NULL"))?;
         let option = match values.num_columns() {
             1 => None,
             _ => Some(ScalarValue::try_from_array(values.column(1), 0).map_err(crate::error::from_datafusion)?),

@@ -13,6 +13,8 @@ use datafusion::sql::sqlparser::parser::{Parser, ParserError};
 use datafusion::sql::sqlparser::tokenizer::Token;
 use hypr_common::{Error, Result};
 
+use crate::call::Arguments;
+
 /// The qualifier of procedure names.
 const QUALIFIER: &str = "hyprstream";
 
@@ -72,28 +74,13 @@ pub(crate) struct Procedure {
 impl Procedure {
     /// The procedure that `statement` calls; `None` when it calls none of ours.
     pub(crate) fn of(statement: &Statement) -> Option<Self> {
-        let Statement::Call(Function { name, args: FunctionArguments::List(list), .. }) = statement else {
-            return None;
-        };
+        let Statement::Call(Function { name, args, .. }) = statement else { return None };
         let [qualifier, name] = name.0.as_slice() else { return None };
         if qualifier.as_ident()?.value != QUALIFIER {
             return None;
         }
-        let mut procedure = Self {
-            name: name.as_ident()?.value.clone(),
-            args: Vec::new(),
-            options: Vec::with_capacity(list.args.len()),
-        };
-        for arg in &list.args {
-            match arg {
-                FunctionArg::Unnamed(FunctionArgExpr::Expr(expr)) => procedure.args.push(expr.clone()),
-                FunctionArg::Named { name, arg: FunctionArgExpr::Expr(expr), .. } => {
-                    procedure.options.push((name.value.to_lowercase(), expr.clone()));
-                }
-                _ => return None,
-            }
-        }
-        Some(procedure)
+        let Arguments { args, options } = Arguments::of(args)?;
+        Some(Self { name: name.as_ident()?.value.clone(), args, options })
     }
 
     /// The positional argument at `at` as the name of a table or column.
