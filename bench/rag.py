@@ -1,6 +1,6 @@
 """Questions over a book, side by side: Hyprstream, and a vector database, an embedding runtime and a model server.
 
-    python bench/rag.py BINARY MODELS SOURCES MINILM_ONNX [--seconds 5] [--threads 2] [--embedding Q8_0]
+    python bench/rag.py BINARY MODELS SOURCES MINILM_ONNX [--load LOAD] [--seconds 5] [--threads 2] [--embedding Q8_0]
 
 Both stacks hold the same 1,310 passages of about 80 words and the descriptions of 16 pictures, embed them with the same
 all-MiniLM-L6-v2 and answer with the same SmolLM2-135M (Q4_1), with the same number of threads:
@@ -17,6 +17,9 @@ bench/export_minilm.py wrote. Measured, one stack after the other:
 - multimodal QPS: the five nearest of passages and pictures, by 1, 8 and 32 clients
 - searchable: from the text of a new passage to the first search that finds it
 - answer: a question to an answer from its two nearest passages, of 48 tokens at most, by the model's chat template
+
+With LOAD, the program of crates/hyprstream/benches/flight_rate.rs, queries are asked by compiled clients as well: a Python
+client takes 2 to 3 ms of processor time of its own for a statement.
 
 Nine of ten passages that they find must be the same, or the run fails (what is about as near changes places when weights
 are rounded). Prints one JSON object.
@@ -118,6 +121,18 @@ class Hyprstream:
         bodies = cursor.fetch_arrow_table()["body"].to_pylist()
         cursor.execute(self.generate, (PROMPT.format("\n".join(bodies), question),))
         return cursor.fetch_arrow_table()[0][0].as_py()
+
+    def compiled(self, load: str, seconds: float) -> dict:
+        """What compiled clients get of the same statements."""
+        with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
+            file.write("\n".join(QUESTIONS))
+            file.flush()
+
+            def ask(sql: str, clients: int) -> dict:
+                command = [load, "ask", f"http://{self.server.address}", str(clients), str(seconds), file.name, sql]
+                return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+            return {"query": ask(self.text, 1), "mixed_qps": {clients: ask(self.mixed, clients)["qps"] for clients in CLIENTS}}
 
     def close(self) -> None:
         self.server.stop()
@@ -259,6 +274,8 @@ def measure(kind, arguments, passages, pictures) -> dict:
             found = [stack.find(client, question) for question in QUESTIONS]
             result = {"found": found, "query": query_latency(stack, arguments.seconds)}
             result["mixed_qps"] = {clients: mixed_qps(stack, clients, arguments.seconds) for clients in CLIENTS}
+            if arguments.load and isinstance(stack, Hyprstream):
+                result["compiled"] = stack.compiled(arguments.load, arguments.seconds)
             result["answer"] = answers(stack)
             result["searchable"] = searchable(stack)
             return result
@@ -270,6 +287,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("binary", "models", "sources", "minilm_onnx"):
         parser.add_argument(name)
+    parser.add_argument("--load")
     parser.add_argument("--seconds", type=float, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--embedding", default="Q8_0")
@@ -289,6 +307,11 @@ def main() -> None:
         "answer_p50": glued["answer"]["p50_ms"] / ours["answer"]["p50_ms"],
         **{f"mixed_qps_{n}": ours["mixed_qps"][n] / glued["mixed_qps"][n] for n in CLIENTS},
     }
+    if compiled := ours.get("compiled"):
+        ratios["compiled_query_p50"] = glued["query"]["p50_ms"] / compiled["query"]["p50_ms"]
+        ratios["compiled_query_p99"] = glued["query"]["p99_ms"] / compiled["query"]["p99_ms"]
+        for n in CLIENTS:
+            ratios[f"compiled_mixed_qps_{n}"] = compiled["mixed_qps"][n] / glued["mixed_qps"][n]
     ratios = {name: round(ratio, 2) for name, ratio in ratios.items()}
     print(json.dumps({"agree": round(same, 3), "ratios": ratios, "hyprstream": ours, "glued": glued}, indent=1))
 

@@ -1,8 +1,9 @@
 """Full-text search by BM25 side by side, in one run: Hyprstream over Flight SQL, tantivy, bm25s, DuckDB fts.
 
-    python bench/text.py BINARY [--rows N] [--queries N] [--only NAME ..] [--cache DIR]
+    python bench/text.py BINARY [--load LOAD] [--rows N] [--queries N] [--only NAME ..] [--cache DIR]
 
-BINARY is the release build of hyprstream. Needs numpy, pyarrow, the ADBC Flight SQL driver and the peers
+BINARY is the release build of hyprstream, LOAD the program of crates/hyprstream/benches/flight_rate.rs, which asks as
+compiled clients do. Needs numpy, pyarrow, the ADBC Flight SQL driver and the peers
 (bench/requirements-text.txt). The text is the Collaborative International Dictionary of English from the Debian package
 dict-gcide: some 126,000 entries, 35 MiB. It is put into lower-case words of letters and digits first, so that every engine
 sees the same words. A query is one to five words of one entry, chosen by a fixed seed. Engines run one after the other,
@@ -160,7 +161,7 @@ def measured(search, queries, exact, clients) -> dict:
     }
 
 
-def over_flight(binary, rows, queries, exact):
+def over_flight(binary, load, rows, queries, exact):
     from server import Server
 
     with tempfile.TemporaryDirectory() as directory:
@@ -185,17 +186,29 @@ def over_flight(binary, rows, queries, exact):
                     return [flight_searcher(server, open_ones) for _ in range(count)]
 
                 result |= measured(searchers(1)[0], queries, exact, searchers)
+                if load:
+                    result["compiled"] = compiled(load, server.address, queries)
                 result["memory_mib"] = resident_mib(server.process.pid)
             return result
+
+
+SEARCH = f"SELECT id FROM text_search(entries, ?, body, {K}) ORDER BY score DESC LIMIT {K}"
+
+
+def compiled(load, address, queries) -> list[dict]:
+    """What compiled clients get, one and all."""
+    with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
+        file.write("\n".join(queries))
+        file.flush()
+        commands = [[load, "ask", f"http://{address}", str(clients), "5", file.name, SEARCH] for clients in (1, CLIENTS)]
+        return [json.loads(subprocess.run(c, check=True, capture_output=True, text=True).stdout) for c in commands]
 
 
 def flight_searcher(server, open_ones):
     """A function of one connection with a prepared statement, both closed with `open_ones`: query to ids."""
     connection = open_ones.enter_context(server.connect())
     cursor = open_ones.enter_context(connection.cursor())
-    cursor.adbc_statement.set_sql_query(
-        f"SELECT id FROM text_search(entries, ?, body, {K}) ORDER BY score DESC LIMIT {K}"
-    )
+    cursor.adbc_statement.set_sql_query(SEARCH)
     cursor.adbc_statement.prepare()
 
     def search(query):
@@ -281,6 +294,7 @@ def with_duckdb(rows, queries, exact):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("binary")
+    parser.add_argument("--load")
     parser.add_argument("--rows", type=int)
     parser.add_argument("--queries", type=int, default=1000)
     parser.add_argument("--only", nargs="*", default=[])
@@ -291,7 +305,7 @@ def main() -> None:
     queries, exact = questions(rows, arguments.queries), Exact(rows)
     print(json.dumps({"rows": len(rows), "mib": sum(map(len, rows)) >> 20, "queries": len(queries)}), flush=True)
     engines = {
-        "flight": lambda *data: over_flight(arguments.binary, *data),
+        "flight": lambda *data: over_flight(arguments.binary, arguments.load, *data),
         "tantivy": with_tantivy,
         "bm25s": with_bm25s,
         "duckdb": with_duckdb,

@@ -89,6 +89,12 @@ def test_parametrised_select(cursor):
     assert cursor.rowcount == 1
 
 
+def test_a_result_has_the_types_of_what_is_bound(cursor):
+    assert fetch(cursor, "SELECT ? AS v", ("x",)) == [("x",)]
+    assert fetch(cursor, "SELECT ? AS v", (1.5,)) == [(1.5,)]
+    assert fetch(cursor, "SELECT ? + 1 AS v", (1.5,)) == [(2.5,)]
+
+
 def test_result_types(cursor):
     result = table(cursor, "SELECT 1 AS i, 1.5 AS d, 'x' AS t, TRUE AS b, NULL AS n, DATE '2024-02-29' AS day")
     assert result.schema.field("i").type == pa.int64()

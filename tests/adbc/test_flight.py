@@ -120,3 +120,18 @@ def test_a_session_by_cookie(server, client):
         with pytest.raises(flight.FlightUnauthenticatedError):
             session.get_flight_info(count)
         assert read(client, client.get_flight_info(count)) == [{"n": 0}]
+
+
+def test_settings_of_a_search_last_for_the_session(server, client):
+    jar = Cookies()
+    client.get_flight_info(statement("CREATE TABLE raw_places (id INT, at VECTOR(2))"))
+    client.get_flight_info(statement("INSERT INTO raw_places VALUES (1, [0.0, 1.0])"))
+    plan = statement("EXPLAIN SELECT id FROM raw_places ORDER BY l2_distance(at, [1.0, 0.0]) LIMIT 1")
+    with flight.connect(f"grpc://{server.address}", middleware=[jar]) as session:
+        session.get_flight_info(plan)  # the cookie comes with the first answer
+        session.get_flight_info(statement("SET hnsw.ef_search = 77"))
+        session.get_flight_info(statement("SET ai.cache = off"))
+        assert "ef_search=77" in str(read(session, session.get_flight_info(plan)))
+        session.get_flight_info(statement("RESET hnsw.ef_search"))
+        assert "ef_search" not in str(read(session, session.get_flight_info(plan)))
+    assert "ef_search" not in str(read(client, client.get_flight_info(plan)))

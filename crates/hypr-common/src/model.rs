@@ -94,6 +94,14 @@ pub trait ModelSource: Send + Sync + fmt::Debug {
     /// The rows of `model_metadata`, sorted by id.
     fn models(&self) -> Result<Vec<ModelMetadata>>;
 
+    /// The row of one model, if there is one.
+    ///
+    /// # Errors
+    /// Those of reading.
+    fn model(&self, model_id: &str) -> Result<Option<ModelMetadata>> {
+        Ok(self.models()?.into_iter().find(|model| model.model_id == model_id))
+    }
+
     /// Maps the newest version of a model.
     ///
     /// # Errors

@@ -19,7 +19,7 @@ use datafusion::execution::SessionState;
 use datafusion::execution::session_state::SessionStateBuilder;
 use datafusion::logical_expr::expr_rewriter::NamePreserver;
 use datafusion::logical_expr::simplify::SimplifyContext;
-use datafusion::logical_expr::{Expr, LogicalPlan, Volatility};
+use datafusion::logical_expr::{Expr, Extension, LogicalPlan, Volatility};
 use datafusion::optimizer::simplify_expressions::ExprSimplifier;
 use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties};
 use datafusion::physical_planner::DefaultPhysicalPlanner;
@@ -30,7 +30,7 @@ use parking_lot::Mutex;
 
 use crate::catalog::StoredTable;
 use crate::prepared::{self, PreparedPlan};
-use crate::{Session, error, shape};
+use crate::{Session, ai, error, search, shape};
 
 /// A planned statement, its parameters not bound.
 #[derive(Debug)]
@@ -97,15 +97,19 @@ impl Optimized {
 
 /// Nodes that need nothing of their input but that it is one partition.
 fn is_row_by_row(node: &LogicalPlan) -> bool {
-    matches!(
-        node,
+    match node {
         LogicalPlan::Projection(_)
-            | LogicalPlan::Filter(_)
-            | LogicalPlan::Sort(_)
-            | LogicalPlan::Limit(_)
-            | LogicalPlan::SubqueryAlias(_)
-            | LogicalPlan::TableScan(_)
-    )
+        | LogicalPlan::Filter(_)
+        | LogicalPlan::Sort(_)
+        | LogicalPlan::Limit(_)
+        | LogicalPlan::SubqueryAlias(_)
+        | LogicalPlan::EmptyRelation(_)
+        | LogicalPlan::TableScan(_) => true,
+        LogicalPlan::Extension(Extension { node }) => {
+            ai::is_row_by_row(node.as_ref()) || search::is_row_by_row(node.as_ref())
+        }
+        _ => false,
+    }
 }
 
 /// True when what is read are rows that an index names, in one partition.
@@ -119,6 +123,13 @@ fn finds_rows(plan: &Arc<dyn ExecutionPlan>) -> bool {
 /// The plan of the latest execution, shared by the clones of a prepared statement.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct PlanCache(Arc<Mutex<Option<Arc<Planned>>>>);
+
+impl PlanCache {
+    /// The columns of the result that it is for, where they are for parameters of `types`.
+    pub(crate) fn schema(&self, types: &[FieldRef]) -> Option<SchemaRef> {
+        self.0.lock().as_ref().filter(|known| known.types == types).map(|known| Arc::clone(&known.schema))
+    }
+}
 
 impl Session {
     /// The plan of a query for parameters of `types`; none while they are not known.
@@ -191,9 +202,12 @@ fn readable(plan: LogicalPlan) -> LogicalPlan {
 fn reads_stored_tables_alone(plan: &LogicalPlan) -> bool {
     holds_for_all(plan, |node| match node {
         LogicalPlan::TableScan(scan) => source_as_provider(&scan.source).is_ok_and(|provider| {
-            provider.downcast_ref::<StoredTable>().is_some_and(|stored| !stored.table().is_inside_transaction())
+            let stored = provider.downcast_ref::<StoredTable>().map(StoredTable::table);
+            let table = stored.or_else(|| search::searched_table(provider.as_ref()));
+            table.is_some_and(|table| !table.is_inside_transaction())
         }),
-        LogicalPlan::Extension(_) | LogicalPlan::Statement(_) | LogicalPlan::Dml(_) | LogicalPlan::Ddl(_) => false,
+        LogicalPlan::Extension(Extension { node }) => search::is_search(node.as_ref()),
+        LogicalPlan::Statement(_) | LogicalPlan::Dml(_) | LogicalPlan::Ddl(_) => false,
         _ => true,
     })
 }
@@ -213,7 +227,12 @@ fn optimized(state: &SessionState, plan: &LogicalPlan) -> Option<Optimized> {
         return None;
     }
     let optimized = state.optimize(plan).ok()?;
-    let is_bindable = holds_for_all(&optimized, |node| !matches!(node, LogicalPlan::Extension(_)));
+    let is_bindable = holds_for_all(&optimized, |node| match node {
+        LogicalPlan::Extension(Extension { node }) => {
+            ai::takes_values(node.as_ref()) || search::is_search(node.as_ref())
+        }
+        _ => true,
+    });
     is_bindable.then(|| Optimized::of(state, optimized))
 }
 

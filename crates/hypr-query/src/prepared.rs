@@ -291,6 +291,14 @@ pub(crate) fn check_count(parameters: usize, params: &RecordBatch) -> Result<()>
     Err(Error::invalid(format!("the statement takes {parameters} parameters and {} were bound", params.num_columns())))
 }
 
+/// Whether values of just the inferred types are bound.
+pub(crate) fn are_as_inferred(parameters: &[Option<FieldRef>], params: &RecordBatch) -> bool {
+    let is_inferred = |(bound, inferred): (&FieldRef, &Option<FieldRef>)| {
+        inferred.as_ref().is_some_and(|inferred| inferred.data_type() == bound.data_type())
+    };
+    parameters.is_empty() || params.schema_ref().fields().iter().zip(parameters).all(is_inferred)
+}
+
 /// The types to plan with: those of the values, and the inferred ones where all values are NULL.
 pub(crate) fn bound_types(parameters: &[Option<FieldRef>], params: &RecordBatch) -> Vec<FieldRef> {
     let schema = params.schema();

@@ -88,7 +88,7 @@ impl Session {
                 let planned = session.planned(&session.state, &plan, Vec::new()).await?;
                 plan.parameters = prepared::parameters_of(&planned.logical)?;
                 scanned_bytes = partitions::scanned_bytes(&planned.logical);
-                result_schema = Arc::clone(&planned.schema);
+                result_schema = session.announced(&plan, &planned.schema).await;
             }
             Action::Change(change) => {
                 let (plans, returned) = change.plans(session).await?;
@@ -121,6 +121,20 @@ impl Session {
         })
     }
 
+    /// `schema`, with text where a column's type is that of a parameter of which no type is known: clients are told to bind
+    /// text there.
+    async fn announced(&self, plan: &PreparedPlan, schema: &SchemaRef) -> SchemaRef {
+        let is_open = schema.fields().iter().any(|field| field.data_type().is_null());
+        if is_open && plan.parameters.iter().any(Option::is_none) {
+            let types = prepared::parameter_schema(&plan.parameters).fields().to_vec();
+            // Text may not do where nothing is known: then it stays so until values are bound.
+            if let Ok(planned) = self.planned(&self.statement_state(), plan, types).await {
+                return Arc::clone(&planned.schema);
+            }
+        }
+        Arc::clone(schema)
+    }
+
     fn parse(&self, sql: &str) -> Result<Arc<Statement>> {
         let mut statement = dialect::parse(sql, self)?;
         self.qualify(&mut statement);
@@ -150,6 +164,26 @@ impl Session {
             return self.run(&prepared.plan, &no_parameters()).await;
         }
         self.run(&prepared.plan, params).await
+    }
+
+    /// The columns of the result of `prepared` with `params` bound: values of other types than planning inferred may
+    /// give it other types than [`Prepared::result_schema`] says.
+    ///
+    /// # Errors
+    /// Those of planning with such values.
+    pub async fn result_schema(&self, prepared: &Prepared, params: &RecordBatch) -> Result<SchemaRef> {
+        let plan = &prepared.plan;
+        if !matches!(plan.action, Action::Query) || prepared::are_as_inferred(&plan.parameters, params) {
+            return Ok(Arc::clone(&prepared.result_schema));
+        }
+        prepared::check_count(plan.parameters.len(), params)?;
+        let types = prepared::bound_types(&plan.parameters, params);
+        if let Some(schema) = plan.cache.schema(&types) {
+            return Ok(schema);
+        }
+        let session = self.now()?;
+        let planned = session.planned(&session.statement_state(), plan, types).boxed().await?;
+        Ok(Arc::clone(&planned.schema))
     }
 
     /// Writes a stream of batches into `table` by the rules of `mode`, in commits of at most 64 MiB, and

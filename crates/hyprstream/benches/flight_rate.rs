@@ -5,15 +5,17 @@
 //! cargo bench -p hyprstream --bench flight_rate -- serve
 //! cargo bench -p hyprstream --bench flight_rate -- load http://HOST:PORT CLIENTS SECONDS
 //! cargo bench -p hyprstream --bench flight_rate -- search http://HOST:PORT CLIENTS SECONDS VECTORS WIDTH SQL
+//! cargo bench -p hyprstream --bench flight_rate -- ask http://HOST:PORT CLIENTS SECONDS TEXTS SQL
 //! cargo bench -p hyprstream --bench flight_rate -- read http://HOST:PORT TIMES SQL
 //! ```
 //! `serve` prints its address. `load` prints one JSON object: acknowledged rows a second, each a `DoPut` of its
 //! own on a prepared statement, over one connection a client. `search` binds the vectors of a file, `[rows, WIDTH]` as
 //! little-endian f32, one after the other to the only parameter of SQL and reads its rows, which takes `DoPut`,
-//! `GetFlightInfo` and `DoGet`; it prints queries a second and milliseconds of one. `read` runs SQL and prints rows and
-//! bytes a second of the fastest time, which a server that stores nothing answers with a million rows of those that
-//! `load` sends. On a server that stores nothing, the rate is the floor of gRPC and Arrow IPC on the machine;
-//! `bench/rates.py` and `bench/vector.py` run both.
+//! `GetFlightInfo` and `DoGet`; it prints queries a second and milliseconds of one. `ask` does the same with the lines of
+//! a file of text, each bound to every parameter of SQL. `read` runs SQL and prints rows and bytes a second of the fastest
+//! time, which a server that stores nothing answers with a million rows of those that `load` sends. On a server that
+//! stores nothing, the rate is the floor of gRPC and Arrow IPC on the machine; `bench/rates.py`, `bench/vector.py`,
+//! `bench/text.py` and `bench/rag.py` run it.
 
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
@@ -232,13 +234,13 @@ async fn load(url: &str, clients: usize, seconds: f64) -> Anyhow<()> {
     Ok(())
 }
 
-/// One search with a bound vector: the number of rows found.
-async fn search(client: &mut FlightServiceClient<Channel>, command: &[u8], vector: RecordBatch) -> Anyhow<usize> {
+/// One search with bound parameters: the number of rows found.
+async fn search(client: &mut FlightServiceClient<Channel>, command: &[u8], parameters: RecordBatch) -> Anyhow<usize> {
     let descriptor = FlightDescriptor::new_cmd(command.to_vec());
     let messages = FlightDataEncoderBuilder::new()
         .with_flight_descriptor(Some(descriptor.clone()))
-        .build(stream::iter([Ok(vector)]))
-        .map(|message| message.expect("a vector encodes"));
+        .build(stream::iter([Ok(parameters)]))
+        .map(|message| message.expect("parameters encode"));
     let mut bound = client.do_put(messages).await?.into_inner();
     while bound.try_next().await?.is_some() {}
     let info = client.get_flight_info(descriptor).await?.into_inner();
@@ -291,23 +293,33 @@ fn vectors(path: &str, width: usize) -> Anyhow<Vec<RecordBatch>> {
     values.chunks_exact(width).map(batch).collect()
 }
 
-async fn search_load(url: &str, clients: usize, seconds: f64, vectors: Vec<RecordBatch>, sql: &str) -> Anyhow<()> {
-    let (stop, vectors) = (Arc::new(AtomicBool::new(false)), Arc::new(vectors));
+/// The lines of a file, each as the parameters of `sql`.
+fn texts(path: &str, sql: &str) -> Anyhow<Vec<RecordBatch>> {
+    let parameters = sql.matches('?').count();
+    let batch = |line: &str| {
+        let text: ArrayRef = Arc::new(StringArray::from(vec![line]));
+        Ok(RecordBatch::try_from_iter((0..parameters).map(|at| (at.to_string(), Arc::clone(&text))))?)
+    };
+    std::fs::read_to_string(path)?.lines().map(batch).collect()
+}
+
+async fn search_load(url: &str, clients: usize, seconds: f64, bound: Vec<RecordBatch>, sql: &str) -> Anyhow<()> {
+    let (stop, bound) = (Arc::new(AtomicBool::new(false)), Arc::new(bound));
     let start = Instant::now();
     let mut tasks = Vec::new();
     for number in 0..clients {
-        let (url, sql, stop, vectors) = (url.to_owned(), sql.to_owned(), Arc::clone(&stop), Arc::clone(&vectors));
+        let (url, sql, stop, bound) = (url.to_owned(), sql.to_owned(), Arc::clone(&stop), Arc::clone(&bound));
         tasks.push(tokio::spawn(async move {
             let mut client = connect(&url).await?;
             let handle = prepare(&mut client, &sql).await?;
             let command = CommandPreparedStatementQuery { prepared_statement_handle: handle }.as_any().encode_to_vec();
             let mut took = Vec::new();
-            for vector in vectors.iter().cycle().skip(number * 97) {
+            for parameters in bound.iter().cycle().skip(number * 97) {
                 if stop.load(Ordering::Relaxed) {
                     break;
                 }
                 let start = Instant::now();
-                if search(&mut client, &command, vector.clone()).await? == 0 {
+                if search(&mut client, &command, parameters.clone()).await? == 0 {
                     return Err("a search found nothing".into());
                 }
                 took.push(start.elapsed().as_secs_f64() * 1e3);
@@ -338,9 +350,12 @@ async fn main() -> Anyhow<()> {
         ["search", url, clients, seconds, path, width, sql] => {
             search_load(url, clients.parse()?, seconds.parse()?, vectors(path, width.parse()?)?, sql).await
         }
+        ["ask", url, clients, seconds, path, sql] => {
+            search_load(url, clients.parse()?, seconds.parse()?, texts(path, sql)?, sql).await
+        }
         ["read", url, times, sql] => read(url, times.parse()?, sql).await,
-        _ => Err("say `serve`, `load URL CLIENTS SECONDS`, `search URL CLIENTS SECONDS VECTORS WIDTH SQL` or \
-                  `read URL TIMES SQL`"
+        _ => Err("say `serve`, `load URL CLIENTS SECONDS`, `search URL CLIENTS SECONDS VECTORS WIDTH SQL`, \
+                  `ask URL CLIENTS SECONDS TEXTS SQL` or `read URL TIMES SQL`"
             .into()),
     }
 }

@@ -40,16 +40,33 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use datafusion::common::ScalarValue;
+use datafusion::common::tree_node::TreeNode;
 use datafusion::execution::session_state::SessionStateBuilder;
-use datafusion::logical_expr::ScalarUDF;
+use datafusion::logical_expr::{Expr, ScalarUDF, UserDefinedLogicalNode};
 use datafusion::physical_planner::ExtensionPlanner;
 use hypr_common::Result;
 use hypr_inference::api::{GenerateRequest, Inference};
 
 pub use answer::AiMetrics;
 pub(crate) use answer::AnswerCache;
+use context::ContextNode;
 use function::{AiFunction, AiUdf};
+use node::GenerateNode;
 pub(crate) use patience::patiently;
+
+/// Whether values can be put for the parameters of `node`, of this module, after it was optimized: its expressions show
+/// them all.
+pub(crate) fn takes_values(node: &dyn UserDefinedLogicalNode) -> bool {
+    let is_parameter = |expr: &Expr| Ok(matches!(expr, Expr::Placeholder(_)));
+    let is_free =
+        |node: &GenerateNode| node.predicate.iter().all(|expr| expr.exists(is_parameter).is_ok_and(|has| !has));
+    node.as_any().downcast_ref().is_some_and(is_free) || node.as_any().is::<ContextNode>()
+}
+
+/// Whether `node` makes calls for one row of its input after the other.
+pub(crate) fn is_row_by_row(node: &dyn UserDefinedLogicalNode) -> bool {
+    node.as_any().is::<GenerateNode>()
+}
 
 /// Bounds of AI calls in one statement.
 #[derive(Clone, Debug)]

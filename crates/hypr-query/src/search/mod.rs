@@ -24,11 +24,17 @@ pub(crate) use exec::constant;
 use std::sync::Arc;
 use std::time::Duration;
 
+use datafusion::catalog::TableProvider;
 use datafusion::execution::session_state::SessionStateBuilder;
+use datafusion::logical_expr::UserDefinedLogicalNode;
 use hypr_inference::api::Inference;
+use hypr_storage::Table;
 
 use crate::catalog::Catalog;
 use crate::extensions::Extension;
+use candidates::Candidates;
+use fuse::FuseNode;
+use node::SearchNode;
 
 /// The columns that `rrf` and `rerank` add.
 const FUSED_SCORE: &str = "fused_score";
@@ -47,6 +53,21 @@ pub(crate) fn install(builder: SessionStateBuilder, catalog: &Catalog) -> Sessio
 /// The planner of the nodes that the functions become.
 pub(crate) fn extension_planner(inference: Arc<dyn Inference>, busy_timeout: Duration) -> Extension {
     Arc::new(planner::SearchPlanner::new(inference, busy_timeout))
+}
+
+/// Whether `node` is of this module. Its expressions show all parameters.
+pub(crate) fn is_search(node: &dyn UserDefinedLogicalNode) -> bool {
+    node.as_any().is::<SearchNode>() || node.as_any().is::<FuseNode>()
+}
+
+/// Whether `node` finds rows by an index, where nothing says which to search among.
+pub(crate) fn is_row_by_row(node: &dyn UserDefinedLogicalNode) -> bool {
+    node.as_any().is::<SearchNode>()
+}
+
+/// The table that `provider` gives a search the rows of, if it does.
+pub(crate) fn searched_table(provider: &dyn TableProvider) -> Option<Arc<Table>> {
+    provider.downcast_ref::<Candidates>().map(Candidates::table)
 }
 
 /// `name`, or `_name` where the table has a column of that name.

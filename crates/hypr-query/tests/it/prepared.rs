@@ -172,3 +172,24 @@ async fn results_have_the_schema_that_prepare_announced() {
         collect(Outcome::Rows(stream)).await.unwrap();
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_result_has_the_types_of_what_is_bound() {
+    let fixture = Fixture::new().await;
+    let one = |value: f64| -> ArrayRef { Arc::new(Float64Array::from(vec![value])) };
+    for (sql, announced, bound, expected) in [
+        ("SELECT $1 AS v", DataType::Utf8, texts(&["x"]), "x"),
+        ("SELECT $1 AS v", DataType::Utf8, one(1.5), "1.5"),
+        ("SELECT $1 + 1 AS v", DataType::Int64, one(1.5), "2.5"),
+        ("SELECT $1 + 1 AS v", DataType::Int64, Arc::new(Int32Array::from(vec![1])), "2"),
+    ] {
+        let prepared = fixture.session.prepare(sql).await.unwrap();
+        assert_eq!(prepared.result_schema.field(0).data_type(), &announced, "{sql}");
+        let params = params(vec![bound]);
+        let schema = fixture.session.result_schema(&prepared, &params).await.unwrap();
+        let outcome = fixture.session.execute_prepared(&prepared, &params).await.unwrap();
+        let Outcome::Rows(stream) = outcome else { panic!("{sql}") };
+        assert_eq!(stream.schema(), schema, "{sql}");
+        assert_eq!(lines(&collect(Outcome::Rows(stream)).await.unwrap()), [expected], "{sql}");
+    }
+}

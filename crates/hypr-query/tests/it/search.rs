@@ -149,3 +149,40 @@ async fn an_index_keeps_its_options_when_the_database_is_opened_again() {
         fixture.database.close().await.unwrap();
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kept_plan_searches_for_what_is_bound_in_the_rows_of_now() {
+    let fixture = notes().await;
+    let bind = |words: &str| {
+        let word: ArrayRef = Arc::new(StringArray::from(vec![words]));
+        RecordBatch::try_from_iter([("words", word)]).unwrap()
+    };
+    let words = "SELECT id FROM text_search(notes, ?, body, 10) ORDER BY score DESC, id LIMIT 3";
+    let chosen = "SELECT id FROM text_search(notes, ?, body) WHERE id > 1 ORDER BY score DESC, id LIMIT 3";
+    let fused = "SELECT id FROM rrf(text_search(notes, ?, body), text_search(notes, 'w4', body)) ORDER BY id";
+    let near = "SELECT id FROM notes WHERE embedding IS NOT NULL ORDER BY cosine_distance(embedding, embed(?)) LIMIT 1";
+    let length = "SELECT length(body) FROM notes WHERE cosine_similarity(embedding, embed(?)) > 0.9999";
+    let expected = [
+        (words, [("w9", vec!["3", "1", "2"]), ("w4", vec!["4"]), ("w2", vec!["2"])]),
+        (chosen, [("w9", vec!["3", "2"]), ("w4", vec!["4"]), ("w1", vec![])]),
+        (fused, [("w1", vec!["1", "4"]), ("w2", vec!["2", "4"]), ("w4", vec!["4"])]),
+        (near, [("w1 w9", vec!["1"]), ("w4", vec!["4"]), ("w2 w9", vec!["2"])]),
+        (length, [("w1 w9", vec!["5"]), ("w4", vec!["2"]), ("w3 w9 w9", vec!["8"])]),
+    ];
+    for (sql, searches) in expected {
+        let prepared = fixture.session.prepare(sql).await.unwrap();
+        let run = async |words: &str| {
+            let found = fixture.session.execute_prepared(&prepared, &bind(words)).await.unwrap();
+            lines(&collect(found).await.unwrap())
+        };
+        for (words, rows) in searches {
+            assert_eq!(run(words).await, rows, "{sql}: {words}");
+        }
+    }
+    let prepared = fixture.session.prepare(words).await.unwrap();
+    for id in 7..9 {
+        fixture.affected(&format!("INSERT INTO notes VALUES ({id}, 'w5', NULL)")).await;
+        let found = fixture.session.execute_prepared(&prepared, &bind("w5")).await.unwrap();
+        assert_eq!(lines(&collect(found).await.unwrap()).len(), id - 6, "a row is found as soon as it is inserted");
+    }
+}

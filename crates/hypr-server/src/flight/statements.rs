@@ -91,7 +91,8 @@ impl HyprFlightSql {
             let affected = run_update(&run.session, run.client, prepared, parameters).await?;
             return Ok(Response::new(with_schema(&Schema::empty())?.with_total_records(affected)));
         }
-        let info = with_schema(&wire_schema(&prepared.result_schema))?;
+        let schema = run.session.result_schema(prepared, parameters).await.map_err(to_status)?;
+        let info = with_schema(&wire_schema(&schema))?;
         let query_id = Uuid::now_v7();
         if prepared.changes_data {
             self.once.issue(query_id);
@@ -150,6 +151,7 @@ impl HyprFlightSql {
         if prepared.changes_data {
             self.once.take(query_id).map_err(to_status)?;
         }
+        let schema = session.result_schema(prepared, parameters).await.map_err(to_status)?;
         let running = self.running.enter(query_id);
         let cancelled = running.token();
         let limit = client.statement_timeout();
@@ -160,7 +162,7 @@ impl HyprFlightSql {
         };
         match started {
             Outcome::Rows(rows) => {
-                let stream = stream_rows(wire_schema(&prepared.result_schema), rows, running);
+                let stream = stream_rows(wire_schema(&schema), rows, running);
                 Ok(Response::new(in_time(stream, limit)))
             }
             Outcome::Affected(_) => Err(to_status(Error::internal("a query returned a count instead of rows"))),

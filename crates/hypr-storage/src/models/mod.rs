@@ -312,6 +312,11 @@ impl ModelSource for ModelStore {
         Ok(models)
     }
 
+    fn model(&self, model_id: &str) -> Result<Option<ModelMetadata>> {
+        let Some(version) = self.newest_version(&self.model_dir(model_id)?)? else { return Ok(None) };
+        self.manifest(model_id, version).map(|manifest| Some(manifest.model.clone()))
+    }
+
     fn open(&self, model_id: &str) -> Result<Arc<ModelTables>> {
         let model_dir = self.model_dir(model_id)?;
         let mut newest = self.newest_version(&model_dir)?;

@@ -128,7 +128,7 @@ fn a_converted_model_is_smaller_and_embeds_nearly_the_same() {
 
 #[test]
 fn an_onnx_file_is_imported_with_what_describes_it_and_sees() {
-    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../hypr-inference/tests/fixtures");
+    let fixtures = Path::new(&std::env::var("CARGO_MANIFEST_DIR").unwrap()).join("../hypr-inference/tests/fixtures");
     let files = tempfile::tempdir().unwrap();
     let graph = files.path().join("eyes.onnx");
     fs::copy(fixtures.join("tiny-onnx/model.onnx"), &graph).unwrap();
