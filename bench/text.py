@@ -4,7 +4,7 @@
 
 BINARY is the release build of hyprstream, LOAD the program of crates/hyprstream/benches/flight_rate.rs, which asks as
 compiled clients do. Needs numpy, pyarrow, the ADBC Flight SQL driver and the peers
-(bench/requirements-text.txt). The text is the Collaborative International Dictionary of English from the Debian package
+(bench/requirements.txt). The text is the Collaborative International Dictionary of English from the Debian package
 dict-gcide: some 126,000 entries, 35 MiB. It is put into lower-case words of letters and digits first, so that every engine
 sees the same words. A query is one to five words of one entry, chosen by a fixed seed. Engines run one after the other,
 never two at a time; each prints one JSON object a line: seconds to load and index, MiB, queries a second on one thread and

@@ -5,7 +5,7 @@
 BINARY is the release build of hyprstream, EXAMPLE that of `cargo build --release -p hypr-ann --example recall`, LOAD that
 of `cargo bench -p hyprstream --bench flight_rate --no-run`: a compiled client, asking ours and a server that does
 nothing, beside the Python one. Needs
-numpy, pyarrow, the ADBC Flight SQL driver and the peers (bench/requirements-vector.txt). The data is Fashion-MNIST from
+numpy, pyarrow, the ADBC Flight SQL driver and the peers (bench/requirements.txt). The data is Fashion-MNIST from
 the Debian package dataset-fashion-mnist: 59,000 rows to search, 1,000 others as queries, their exact ten nearest computed
 here. Engines run one after the other, never two at a time; each prints one JSON object a line: seconds to build, MiB,
 recall@10 with queries a second on one thread and on all clients. Ours over Flight SQL adds the latency of one client, the
