@@ -30,7 +30,7 @@ fn smollm2() -> Option<Packaged> {
 }
 
 fn qwen() -> Option<Packaged> {
-    packaged("Qwen2.5-Coder-1.5B-Instruct.Q4_K_M.gguf", "qwen2.5", &[151_645])
+    packaged("Qwen2.5-Coder-1.5B-Instruct.Q4_K_M.gguf", "qwen2.5", &[151_643, 151_645])
 }
 
 fn packaged(file: &str, name: &str, eos_token_ids: &'static [u32]) -> Option<Packaged> {
