@@ -15,9 +15,12 @@ OUT="$CACHE/bench"
 SMOLLM="$CACHE/models/smollm2-135m-instruct/SmolLM2-135M-Instruct.Q4_1.gguf"
 mkdir -p "$OUT"
 
-# The newest executable of a benchmark or an example, built if need be.
+# program NAME ARGUMENTS ..: builds what cargo is told to, if need be, and says where the executable NAME is.
 program() {
-    cargo "$@" --locked --message-format=json | sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -n1
+    local name="$1"
+    shift
+    cargo "$@" "$name" --locked --message-format=json |
+        sed -n 's/.*"name":"'"$name"'".*"executable":"\([^"]*\)".*/\1/p' | tail -n1
 }
 
 install_peers() {
@@ -55,11 +58,11 @@ nproc
 step "release build"
 cargo build --release --locked -p hyprstream --bins --benches
 BINARY="$CARGO_TARGET_DIR/release/hyprstream"
-GENERATE="$(program bench -p hyprstream --bench generate --no-run)"
-SERVING="$(program bench -p hyprstream --bench serving --no-run)"
-WRITERS="$(program bench -p hyprstream --bench writers --no-run)"
-FLIGHT_RATE="$(program bench -p hyprstream --bench flight_rate --no-run)"
-RECALL="$(program build --release -p hypr-ann --example recall)"
+GENERATE="$(program generate bench -p hyprstream --no-run --bench)"
+SERVING="$(program serving bench -p hyprstream --no-run --bench)"
+WRITERS="$(program writers bench -p hyprstream --no-run --bench)"
+FLIGHT_RATE="$(program flight_rate bench -p hyprstream --no-run --bench)"
+RECALL="$(program recall build --release -p hypr-ann --example)"
 
 step "memory bandwidth, GB/s read by $THREADS threads"
 cc -O3 -march=native -pthread bench/bandwidth.c -o "$OUT/bandwidth"
