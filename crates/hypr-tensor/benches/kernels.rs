@@ -153,10 +153,12 @@ fn networks(c: &mut Criterion) {
     }
 }
 
+/// SmolLM2-135M-Instruct with one and with all queries of 512 tokens, and a passage in all-MiniLM-L6-v2.
 fn attention(c: &mut Criterion) {
-    let (heads, kv_heads, head_dim, tokens) = (9, 3, 64, 512);
-    let cache = values(tokens * kv_heads * head_dim);
-    for n in [1, tokens] {
+    for (heads, kv_heads, head_dim, n, tokens, full) in
+        [(9, 3, 64, 1, 512, false), (9, 3, 64, 512, 512, false), (12, 12, 32, 105, 105, true)]
+    {
+        let cache = values(tokens * kv_heads * head_dim);
         let (queries, mut out) = (values(n * heads * head_dim), vec![0.0; n * heads * head_dim]);
         let mut group = c.benchmark_group(format!("attention_{n}x{tokens}"));
         group.throughput(Throughput::Elements(n as u64));
@@ -170,7 +172,7 @@ fn attention(c: &mut Criterion) {
                 kv_heads,
                 head_dim,
                 scale: 0.125,
-                mask: Mask::Causal { start: tokens - n },
+                mask: if full { Mask::Full } else { Mask::Causal { start: tokens - n } },
             };
             group.bench_function(BenchmarkId::from_parameter(level), |b| {
                 b.iter(|| kernels.attention(&attention, &mut out));

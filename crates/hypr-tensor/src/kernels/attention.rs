@@ -16,6 +16,9 @@ pub(super) const STEP: usize = KvBlock::TOKENS;
 /// Queries that go over the keys together, so that they find them in the first-level cache.
 pub(super) const BLOCK: usize = 8;
 
+/// The same where a kernel has a lane for each query, which AVX-512 has where all see every key.
+pub(super) const FULL_BLOCK: usize = 16;
+
 /// Multiplications below which calling the other threads costs more than it saves.
 const SERIAL_BELOW: usize = 32 * 1024;
 
@@ -130,9 +133,16 @@ impl Attention<'_> {
         self.queries.len() / (self.heads * self.head_dim)
     }
 
+    /// Queries in a block.
+    fn block(&self, level: Level) -> usize {
+        let full = self.mask == Mask::Full && matches!(level, Level::Avx512 | Level::Amx);
+        let single = || matches!((self.keys.operand(), self.values.operand()), (Operand::F32(_), Operand::F32(_)));
+        if full && self.head_dim.is_multiple_of(16) && single() { FULL_BLOCK } else { BLOCK }
+    }
+
     /// Blocks of queries.
-    fn blocks(&self) -> usize {
-        self.queries().div_ceil(BLOCK)
+    fn blocks(&self, level: Level) -> usize {
+        self.queries().div_ceil(self.block(level))
     }
 
     fn tokens(&self) -> usize {
@@ -165,20 +175,20 @@ pub fn run(kernels: &Kernels, sequences: &mut [(Attention<'_>, &mut [f32])]) {
 }
 
 fn run_chunk(kernels: &Kernels, sequences: &mut [(Attention<'_>, &mut [f32])]) {
+    let level = kernels.level();
     let (mut tasks, mut work) = (0, 0);
     let mut shared: [Option<(Attention<'_>, SharedMut<f32>)>; MAX_SEQUENCES] = [None; MAX_SEQUENCES];
     for ((attention, out), shared) in sequences.iter_mut().zip(&mut shared) {
         attention.check(out);
-        tasks += attention.blocks() * attention.heads;
+        tasks += attention.blocks(level) * attention.heads;
         work += attention.queries.len() * attention.tokens();
         *shared = Some((*attention, SharedMut::new(out)));
     }
-    let level = kernels.level();
     let grain = if work < SERIAL_BELOW { tasks } else { tasks.div_ceil(kernels.pool().threads() * 16) };
     kernels.pool().for_each_range(tasks, grain, &|_, range| {
         let mut first = 0;
         for (attention, out) in shared.iter().flatten() {
-            let (heads, blocks) = (attention.heads, attention.blocks());
+            let (heads, blocks) = (attention.heads, attention.blocks(level));
             let end = first + blocks * heads;
             for task in range.start.max(first)..range.end.min(end) {
                 let task = task - first;
@@ -210,7 +220,8 @@ pub(super) struct Block {
 
 /// One head of the queries of one block.
 fn one_block(level: Level, attention: &Attention<'_>, head: usize, block: usize, out: SharedMut<f32>) {
-    let (dim, first) = (attention.head_dim, block * BLOCK);
+    let (dim, rows) = (attention.head_dim, attention.block(level));
+    let first = block * rows;
     let (visible, grow) = match attention.mask {
         Mask::Causal { start } => (start + first + 1, 1),
         Mask::Full => (attention.tokens(), 0),
@@ -218,7 +229,7 @@ fn one_block(level: Level, attention: &Attention<'_>, head: usize, block: usize,
     let block = Block {
         query: (first * attention.heads + head) * dim,
         query_stride: attention.heads * dim,
-        queries: BLOCK.min(attention.queries() - first),
+        queries: rows.min(attention.queries() - first),
         kv: head / (attention.heads / attention.kv_heads) * dim,
         stride: attention.kv_heads * dim,
         visible,

@@ -6,7 +6,7 @@ use half::f16;
 
 use super::super::attention::{Attention, BLOCK, Block, Operand, Rows, STEP};
 use super::super::{SharedMut, math};
-use super::sum_each;
+use super::{full, sum_each};
 use crate::kv::KvElement;
 
 /// One head of a block of queries, where the head is whole vectors wide.
@@ -19,6 +19,7 @@ pub unsafe fn one_block(attention: &Attention<'_>, block: Block, out: SharedMut<
     // SAFETY: by the caller's promise, with the vectors that make up one head.
     unsafe {
         match (attention.keys.operand(), attention.values.operand(), attention.head_dim) {
+            (Operand::F32(k), Operand::F32(v), _) if block.grow == 0 => full::one_block(attention, block, k, v, out),
             (Operand::F32(k), Operand::F32(v), 64) => stream::<f32, f32, 4>(attention, block, k, v, out),
             (Operand::F32(k), Operand::F32(v), 32) => stream::<f32, f32, 2>(attention, block, k, v, out),
             (Operand::F32(k), Operand::F32(v), 128) => stream::<f32, f32, 8>(attention, block, k, v, out),
@@ -210,7 +211,7 @@ unsafe fn step<V: Element, const VECTORS: usize>(
 #[target_feature(enable = "avx512f")]
 #[inline]
 #[allow(clippy::excessive_precision)]
-fn exp(x: __m512) -> __m512 {
+pub fn exp(x: __m512) -> __m512 {
     let n = _mm512_roundscale_ps::<0>(_mm512_mul_ps(x, _mm512_set1_ps(std::f32::consts::LOG2_E)));
     let r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693_359_375), x);
     let r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.121_944_4e-4), r);

@@ -4,6 +4,7 @@
 
 mod attention;
 mod distance;
+mod full;
 mod large;
 mod plain;
 mod quantize;
