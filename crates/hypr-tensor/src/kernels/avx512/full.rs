@@ -28,7 +28,7 @@ pub unsafe fn one_block(
     unsafe {
         match attention.head_dim {
             ..=32 => stream::<32>(attention, block, keys, values, out),
-            ..=64 => stream::<64>(attention, block, keys, values, out),
+            33..=64 => stream::<64>(attention, block, keys, values, out),
             _ => stream::<{ Attention::MAX_HEAD_DIM }>(attention, block, keys, values, out),
         }
     }
