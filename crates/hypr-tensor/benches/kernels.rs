@@ -51,8 +51,14 @@ fn kernels(level: Level) -> Kernels {
 }
 
 fn products(c: &mut Criterion) {
-    let shapes =
-        [(DType::Q4_1, 576, 1536), (DType::Q4_1, 1536, 576), (DType::Q8_0, 49152, 576), (DType::F32, 384, 1536)];
+    let shapes = [
+        (DType::Q4_1, 576, 1536),
+        (DType::Q4_1, 1536, 576),
+        (DType::Q8_0, 49152, 576),
+        (DType::F32, 384, 1536),
+        (DType::Q6K, 49152, 1536),
+        (DType::Q4K, 49152, 1536),
+    ];
     for (dtype, rows, cols) in shapes {
         let weight = weight(dtype, rows, cols);
         for n in [1, 128] {
