@@ -133,11 +133,15 @@ impl Attention<'_> {
         self.queries.len() / (self.heads * self.head_dim)
     }
 
+    /// Whether the kernels of AVX-512 take it, which want whole vectors.
+    fn is_for_avx512(&self, level: Level) -> bool {
+        matches!(level, Level::Avx512 | Level::Amx) && self.head_dim.is_multiple_of(16)
+    }
+
     /// Queries in a block.
     fn block(&self, level: Level) -> usize {
-        let full = self.mask == Mask::Full && matches!(level, Level::Avx512 | Level::Amx);
         let single = || matches!((self.keys.operand(), self.values.operand()), (Operand::F32(_), Operand::F32(_)));
-        if full && self.head_dim.is_multiple_of(16) && single() { FULL_BLOCK } else { BLOCK }
+        if self.is_for_avx512(level) && self.mask == Mask::Full && single() { FULL_BLOCK } else { BLOCK }
     }
 
     /// Blocks of queries.
@@ -241,7 +245,7 @@ fn one_block(level: Level, attention: &Attention<'_>, head: usize, block: usize,
         return;
     }
     #[cfg(target_arch = "x86_64")]
-    if matches!(level, Level::Avx512 | Level::Amx) && dim.is_multiple_of(16) {
+    if attention.is_for_avx512(level) {
         // SAFETY: `Kernels` only holds levels that this processor has; `check` has compared the lengths of the
         // slices with the shapes that `block` was computed from; blocks do not overlap.
         return unsafe { super::avx512::one_block(attention, block, out) };
