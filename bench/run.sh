@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Every number of docs/benchmarks.md, on this machine: each part prints JSON, which stays in ~/.cache/hyprstream/bench.
 #   bench/run.sh [PART ..]    all parts, or those of: engines serving embedding server rag text vector inserts upserts queries files
-#   THREADS                   of every engine, 2 by default
+#   THREADS                   of the engines of models, 2 by default
 #   HYPRSTREAM_BENCH_QWEN     a GGUF file of Qwen2.5-1.5B in Q4_K_M, where there is one: engines are measured on it as well
 # Run ./demo.sh first: the server part searches its tables. Building llama.cpp takes several minutes, once, the peers'
 # packages take 5 GB, and all parts together about an hour. Leave the machine alone meanwhile.
@@ -72,11 +72,11 @@ part engines "$PYTHON" bench/engines.py "$SMOLLM" "$GENERATE" --threads "$THREAD
 if [ -n "${HYPRSTREAM_BENCH_QWEN:-}" ]; then
     part engines-qwen "$PYTHON" bench/engines.py "$HYPRSTREAM_BENCH_QWEN" "$GENERATE" --threads "$THREADS" --rounds 3
 fi
-part engines-guessing env HYPRSTREAM_BENCH_GGUF="$SMOLLM" "$GENERATE" --bench
+part engines-guessing env HYPRSTREAM_BENCH_GGUF="$SMOLLM" HYPRSTREAM_BENCH_THREADS="$THREADS" "$GENERATE" --bench
 part serving "$PYTHON" bench/serving.py "$SMOLLM" "$SERVING" --threads "$THREADS" --rounds 1
 part embedding "$PYTHON" bench/embedding.py "$BINARY" "$CACHE/models" "$CACHE/demo-data" "$OUT/minilm.onnx" --threads "$THREADS"
 part server "$PYTHON" bench/server.py "$BINARY" "$CACHE/demo/data"
-part rag "$PYTHON" bench/rag.py "$BINARY" "$CACHE/models" "$CACHE/demo-data" "$OUT/minilm.onnx" --load "$FLIGHT_RATE"
+part rag "$PYTHON" bench/rag.py "$BINARY" "$CACHE/models" "$CACHE/demo-data" "$OUT/minilm.onnx" --load "$FLIGHT_RATE" --threads "$THREADS"
 part text "$PYTHON" bench/text.py "$BINARY" --load "$FLIGHT_RATE"
 part vector "$PYTHON" bench/vector.py "$BINARY" "$RECALL" --load "$FLIGHT_RATE" --metric l2
 part inserts "$PYTHON" bench/rates.py inserts "$BINARY" "$WRITERS" "$FLIGHT_RATE"

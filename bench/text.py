@@ -34,6 +34,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "demo"))
 import numpy
 import pyarrow
 
+import compiled
+
 K, CLIENTS = 10, 8
 K1, B = 1.2, 0.75
 PACKAGE = "dict-gcide"
@@ -187,21 +189,14 @@ def over_flight(binary, load, rows, queries, exact):
 
                 result |= measured(searchers(1)[0], queries, exact, searchers)
                 if load:
-                    result["compiled"] = compiled(load, server.address, queries)
+                    result["compiled"] = [
+                        compiled.ask(load, server.address, queries, SEARCH, clients) for clients in (1, CLIENTS)
+                    ]
                 result["memory_mib"] = resident_mib(server.process.pid)
             return result
 
 
 SEARCH = f"SELECT id FROM text_search(entries, ?, body, {K}) ORDER BY score DESC LIMIT {K}"
-
-
-def compiled(load, address, queries) -> list[dict]:
-    """What compiled clients get, one and all."""
-    with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
-        file.write("\n".join(queries))
-        file.flush()
-        commands = [[load, "ask", f"http://{address}", str(clients), "5", file.name, SEARCH] for clients in (1, CLIENTS)]
-        return [json.loads(subprocess.run(c, check=True, capture_output=True, text=True).stdout) for c in commands]
 
 
 def flight_searcher(server, open_ones):
