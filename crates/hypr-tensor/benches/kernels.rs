@@ -56,8 +56,8 @@ fn products(c: &mut Criterion) {
         (DType::Q4_1, 1536, 576),
         (DType::Q8_0, 49152, 576),
         (DType::F32, 384, 1536),
-        (DType::Q6K, 49152, 1536),
-        (DType::Q4K, 49152, 1536),
+        (DType::Q6K, 151_936, 1536),
+        (DType::Q4K, 151_936, 1536),
     ];
     for (dtype, rows, cols) in shapes {
         let weight = weight(dtype, rows, cols);

@@ -134,13 +134,20 @@ impl WeightArray {
     /// # Panics
     /// When `row` is not below [`WeightArray::rows`].
     pub fn row_bytes(&self, row: usize) -> &[u8] {
+        &self.rows_from(row)[..self.row_bytes]
+    }
+
+    /// The encoded bytes of row `row` and of those after it in the same piece.
+    ///
+    /// # Panics
+    /// When `row` is not below [`WeightArray::rows`].
+    pub fn rows_from(&self, row: usize) -> &[u8] {
         assert!(row < self.rows, "row {row} of a tensor with {} rows", self.rows);
         let piece = match &*self.pieces {
             [only] => only,
             pieces => &pieces[pieces.partition_point(|piece| piece.first_row + piece.rows <= row)],
         };
-        let start = (row - piece.first_row) * self.row_bytes;
-        &piece.data.as_slice()[start..start + self.row_bytes]
+        &piece.data.as_slice()[(row - piece.first_row) * self.row_bytes..]
     }
 
     /// Decodes row `row` into `out`, `[cols]`.

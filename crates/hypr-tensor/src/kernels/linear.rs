@@ -128,6 +128,16 @@ fn run_chunk(kernels: &Kernels, x: &[f32], n: usize, cols: usize, products: &mut
     });
 }
 
+/// The encoded rows `first .. first + valid`, the last one repeated up to a whole tile.
+fn tile_rows(weight: &WeightArray, first: usize, valid: usize) -> [&[u8]; TILE_ROWS] {
+    let (bytes, row) = (weight.rows_from(first), weight.row_stride());
+    if bytes.len() >= valid * row {
+        std::array::from_fn(|r| &bytes[r.min(valid - 1) * row..][..row])
+    } else {
+        std::array::from_fn(|r| weight.row_bytes(first + r.min(valid - 1)))
+    }
+}
+
 fn run_tile(
     level: Level,
     input: Input<'_>,
@@ -144,7 +154,7 @@ fn run_tile(
         first,
         n,
         dtype: weight.dtype(),
-        rows: std::array::from_fn(|r| weight.row_bytes(first_row + r.min(valid - 1))),
+        rows: tile_rows(weight, first_row, valid),
         valid,
         bias: product.bias.map(|bias| &bias[first_row..first_row + valid]),
         out: Output { values: product.out, start: first * weight.rows() + first_row, stride: weight.rows() },

@@ -4,9 +4,11 @@
 
 mod attention;
 mod distance;
+mod few;
 mod full;
 mod large;
 mod plain;
+mod q6;
 mod quantize;
 pub mod quantized;
 mod unpack;

@@ -3,8 +3,8 @@
 //! Working memory of a tile of `groups` groups of 32 columns:
 //! ```text
 //! values   [groups][8][16 rows][4] u8     columns 4 j .. 4 j + 4 of a group in vector j
-//! scales   [groups][1 or 2][16 rows] f32  per 32 columns; Q6_K per 16
-//! mins     [groups][16 rows] f32          minima; for formats with a zero point, minus zero times scale
+//! others   [groups][16 rows] f32          minima; for formats with a zero point, minus zero times scale
+//! scales   [groups][1 or 2][16 rows] f32  per 32 columns; Q6_K per 16, with `others` to multiply them by
 //! ```
 
 use std::arch::x86_64::*;
@@ -51,9 +51,33 @@ pub unsafe fn load_quads(rows: &Rows, offset: usize) -> [__m512i; 4] {
 #[target_feature(enable = "avx512f")]
 #[inline]
 pub unsafe fn load_octets(rows: &Rows, offset: usize) -> [__m512i; 8] {
+    // Lanes 0 and 2 of dword k of the sorted vectors are the rows' dword k, lanes 1 and 3 their dword k + 4.
     // SAFETY: by the caller's promise.
-    let (a, b) = unsafe { (load_quads(rows, offset), load_quads(rows, offset + 16)) };
-    [a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3]]
+    let half = |first: usize| unsafe {
+        let load = |r: usize| _mm256_loadu_si256(rows[r].add(offset).cast());
+        sort(std::array::from_fn(|i| {
+            _mm512_inserti64x4::<1>(_mm512_castsi256_si512(load(first + i)), load(first + i + 4))
+        }))
+    };
+    let (a, b) = (half(0), half(8));
+    std::array::from_fn(|k| match k {
+        0..4 => _mm512_shuffle_i32x4::<0x88>(a[k], b[k]),
+        _ => _mm512_shuffle_i32x4::<0xdd>(a[k - 4], b[k - 4]),
+    })
+}
+
+/// The transposition of the 4 x 4 dwords in each lane of four vectors.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn sort(z: [__m512i; 4]) -> [__m512i; 4] {
+    let low = [_mm512_unpacklo_epi32(z[0], z[1]), _mm512_unpacklo_epi32(z[2], z[3])];
+    let high = [_mm512_unpackhi_epi32(z[0], z[1]), _mm512_unpackhi_epi32(z[2], z[3])];
+    [
+        _mm512_unpacklo_epi64(low[0], low[1]),
+        _mm512_unpackhi_epi64(low[0], low[1]),
+        _mm512_unpacklo_epi64(high[0], high[1]),
+        _mm512_unpackhi_epi64(high[0], high[1]),
+    ]
 }
 
 /// The same dword-sized read at `offset` of each row.
@@ -89,15 +113,50 @@ pub fn high_nibbles(v: __m512i) -> __m512i {
     low_nibbles(_mm512_srli_epi16::<4>(v))
 }
 
-/// Asks for what the next tile, which usually follows this one, has where the rows of this one, of `row` bytes each, have
-/// `bytes` bytes at `at`: sixteen short streams are too many for the processor to foresee. Into the second-level cache: the
-/// first has too few requests under way for what memory can give (on Zen 4 a half to four fifths more time).
+/// The upper nibbles as they lie: sixteen times their value.
 #[target_feature(enable = "avx512f")]
 #[inline]
-pub fn prefetch(rows: &Rows, row: usize, at: usize, bytes: usize) {
-    let next = rows[0].wrapping_add(TILE_ROWS * (row + at));
-    for line in (0..TILE_ROWS * bytes).step_by(64) {
-        _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(line).cast());
+pub fn high_nibbles_in_place(v: __m512i) -> __m512i {
+    _mm512_and_si512(v, _mm512_set1_epi8(!15))
+}
+
+/// What the next tile, which usually follows this one in memory, has where this one has some bytes of each row: sixteen short
+/// streams are too many for the processor to foresee. It is asked for into the second-level cache, since the first has no
+/// room for two tiles, and a line or two at a time between the steps of the products: each core has a few requests
+/// under way at once, and drops those that come while all are taken, or lets the products wait for one.
+#[derive(Clone, Copy)]
+pub struct Ahead {
+    start: *const u8,
+    bytes: usize,
+}
+
+impl Ahead {
+    /// For the `bytes` bytes at `at` of rows of `row` bytes.
+    #[inline]
+    pub fn new(rows: &Rows, row: usize, at: usize, bytes: usize) -> Self {
+        Self { start: rows[0].wrapping_add(TILE_ROWS * (row + at)), bytes: TILE_ROWS * bytes }
+    }
+
+    /// One of `parts` equal parts of it.
+    #[inline]
+    pub fn part(self, part: usize, parts: usize) -> Self {
+        let (first, end) = (self.bytes * part / parts, self.bytes * (part + 1) / parts);
+        Self { start: self.start.wrapping_add(first), bytes: end - first }
+    }
+
+    /// Asks for the share of one of `steps` steps, each at most two lines.
+    #[target_feature(enable = "avx512f")]
+    #[inline]
+    pub fn ask(self, step: usize, steps: usize) {
+        let lines = self.bytes.div_ceil(64);
+        let (first, end) = (lines * step / steps, lines * (step + 1) / steps);
+        // No loop over the share: all this is known when it is compiled.
+        if first < end {
+            _mm_prefetch::<_MM_HINT_T1>(self.start.wrapping_add(64 * first).cast());
+        }
+        if first + 1 < end {
+            _mm_prefetch::<_MM_HINT_T1>(self.start.wrapping_add(64 * (first + 1)).cast());
+        }
     }
 }
 
@@ -150,9 +209,9 @@ fn fifth_bits(high: __m512i, j: usize) -> __m512i {
 /// Scales and minima of all groups of a format with blocks of 32.
 ///
 /// # Safety
-/// The rows hold `groups` groups encoded as `dtype`; `scales` and `mins` have room for `16 * groups` floats.
+/// The rows hold `groups` groups encoded as `dtype`; `scales` and `others` have room for `16 * groups` floats.
 #[target_feature(enable = "avx512f")]
-pub unsafe fn small_scales(dtype: DType, rows: &Rows, groups: usize, scales: *mut f32, mins: *mut f32) {
+pub unsafe fn small_scales(dtype: DType, rows: &Rows, groups: usize, scales: *mut f32, others: *mut f32) {
     let bytes = dtype.block_bytes();
     let has_min = matches!(dtype, DType::Q4_1 | DType::Q5_1);
     // Scalar copies of the heads first, conversion after: a vector load right behind the scalar stores that make
@@ -160,19 +219,19 @@ pub unsafe fn small_scales(dtype: DType, rows: &Rows, groups: usize, scales: *mu
     for g in 0..groups {
         for (r, row) in rows.iter().enumerate() {
             // SAFETY: every block is longer than four bytes and starts with its scale.
-            unsafe { mins.add(16 * g + r).cast::<u32>().write(row.add(g * bytes).cast::<u32>().read_unaligned()) };
+            unsafe { others.add(16 * g + r).cast::<u32>().write(row.add(g * bytes).cast::<u32>().read_unaligned()) };
         }
     }
     let minus_zero = _mm512_set1_ps(-(quant::zero_point(dtype) as f32));
     for g in 0..groups {
         // SAFETY: sixteen floats of each array for each group.
         unsafe {
-            let heads = _mm512_loadu_si512(mins.add(16 * g).cast());
+            let heads = _mm512_loadu_si512(others.add(16 * g).cast());
             let scale = halves_to_f32(heads);
             let min =
                 if has_min { halves_to_f32(_mm512_srli_epi32::<16>(heads)) } else { _mm512_mul_ps(scale, minus_zero) };
             _mm512_storeu_ps(scales.add(16 * g), scale);
-            _mm512_storeu_ps(mins.add(16 * g), min);
+            _mm512_storeu_ps(others.add(16 * g), min);
         }
     }
 }

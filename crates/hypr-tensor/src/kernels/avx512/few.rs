@@ -1,0 +1,332 @@
+//! Products with one, two or three activations: the weights, unpacked, go from register to register.
+
+use std::arch::x86_64::*;
+
+use super::super::linear::Tile;
+use super::super::scratch::{Activations, Line};
+use super::quantized::{self, Factors, add_products, format, group_of};
+use super::unpack::{self, Ahead, Rows, high_nibbles_in_place, load_dword, load_octets, load_quads, low_nibbles};
+use super::{large, q6};
+use crate::DType;
+use crate::quant::{self, GROUP};
+
+/// All outputs of a tile of quantised rows.
+///
+/// # Safety
+/// As [`quantized::tile`], with `tile.n == N`.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+pub unsafe fn tile<const N: usize>(mut tile: Tile<'_>, memory: &mut [Line]) {
+    let rows: Rows = tile.rows.map(<[u8]>::as_ptr);
+    let groups = tile.input.cols / GROUP;
+    let (input, first) = (tile.input.quantized, tile.first);
+    assert!(input.cols == groups * GROUP && input.q.len() >= (first + N) * input.cols);
+    // SAFETY: by the caller's promise.
+    unsafe {
+        let sums = match tile.dtype {
+            DType::Q4_0 => q4_0::<N>(&rows, groups, input, first),
+            DType::Q4_1 => q4_1::<N>(&rows, groups, input, first),
+            DType::Q8_0 => q8_0::<N>(&rows, groups, input, first),
+            DType::Q4K => large::few::<N, { DType::Q4K as u8 }>(&rows, groups, input, first),
+            DType::Q5K => large::few::<N, { DType::Q5K as u8 }>(&rows, groups, input, first),
+            DType::Q6K => q6::few::<N>(&rows, groups, input, first),
+            _ => return quantized::many(tile, memory),
+        };
+        quantized::store(&mut tile, 0, sums);
+    }
+}
+
+/// Four blocks of `Q4_1` are eighty bytes, five times sixteen: transposed together, the scales come out as vectors
+/// like the values.
+///
+/// # Safety
+/// The rows hold `groups` blocks of `Q4_1`, the activations `first + N` rows of as many groups.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+unsafe fn q4_1<const N: usize>(rows: &Rows, groups: usize, input: &Activations, first: usize) -> [__m512; N] {
+    let mut sums = [_mm512_setzero_ps(); N];
+    let mut g = 0;
+    let bytes = DType::Q4_1.block_bytes();
+    // SAFETY: by the caller's promise.
+    unsafe {
+        while g + 4 <= groups {
+            let at = g * bytes;
+            let ahead = Ahead::new(rows, groups * bytes, at, 4 * bytes);
+            let a = load_octets(rows, at);
+            q4_1_group(&mut sums, [a[0], a[1], a[2], a[3], a[4]], input, first, g, ahead.part(0, 4));
+            let b = load_octets(rows, at + 32);
+            q4_1_group(&mut sums, [a[5], a[6], a[7], b[0], b[1]], input, first, g + 1, ahead.part(1, 4));
+            q4_1_group(&mut sums, [b[2], b[3], b[4], b[5], b[6]], input, first, g + 2, ahead.part(2, 4));
+            let c = load_quads(rows, at + 64);
+            q4_1_group(&mut sums, [b[7], c[0], c[1], c[2], c[3]], input, first, g + 3, ahead.part(3, 4));
+            g += 4;
+        }
+        while g < groups {
+            let at = g * bytes;
+            let a = load_quads(rows, at);
+            let last = load_dword(rows, at + 16);
+            let ahead = Ahead::new(rows, groups * bytes, at, bytes);
+            q4_1_group(&mut sums, [a[0], a[1], a[2], a[3], last], input, first, g, ahead);
+            g += 1;
+        }
+    }
+    sums
+}
+
+/// One block of `Q4_1`: its head and its four dwords of nibbles.
+///
+/// # Safety
+/// The activations hold group `g` of `first + N` rows.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+#[inline]
+unsafe fn q4_1_group<const N: usize>(
+    sums: &mut [__m512; N],
+    [head, v @ ..]: [__m512i; 5],
+    input: &Activations,
+    first: usize,
+    g: usize,
+    ahead: Ahead,
+) {
+    let scale = unpack::halves_to_f32(head);
+    let factors = Factors { scales: [scale; 2], other: unpack::halves_to_f32(_mm512_srli_epi32::<16>(head)) };
+    // SAFETY: by the caller's promise.
+    unsafe {
+        let products = nibble_products::<N, 4, false>(v, input, first, g, ahead);
+        add_all(sums, products, factors, input, first, g);
+    }
+}
+
+/// Four blocks of `Q8_0`, of two bytes of scale and 32 of values, are 34 dwords. Of two of them, the first has its scale in
+/// the lower half of a dword and its values out of step with the dwords of the activations; the second has its scale
+/// in the upper half of the dword in which the first ends.
+///
+/// # Safety
+/// The rows hold `groups` blocks of `Q8_0`, the activations `first + N` rows of as many groups.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+unsafe fn q8_0<const N: usize>(rows: &Rows, groups: usize, input: &Activations, first: usize) -> [__m512; N] {
+    let mut sums = [_mm512_setzero_ps(); N];
+    let mut g = 0;
+    let bytes = DType::Q8_0.block_bytes();
+    // SAFETY: by the caller's promise.
+    unsafe {
+        while g + 4 <= groups {
+            let at = g * bytes;
+            let ahead = Ahead::new(rows, groups * bytes, at, 4 * bytes);
+            let (a, b) = (load_octets(rows, at), load_octets(rows, at + 32));
+            let [a0, a1, a2, a3, a4, a5, a6, a7] = a;
+            q8_0_group::<N, true>(&mut sums, [a0, a1, a2, a3, a4, a5, a6, a7, b[0]], input, first, g, ahead.part(0, 4));
+            let [b0, b1, b2, b3, b4, b5, b6, b7] = b;
+            let [c0, c1, c2, c3, c4, c5, c6, c7] = load_octets(rows, at + 64);
+            q8_0_group::<N, false>(
+                &mut sums,
+                [b0, b1, b2, b3, b4, b5, b6, b7, c0],
+                input,
+                first,
+                g + 1,
+                ahead.part(1, 4),
+            );
+            let [d0, d1, d2, d3, d4, d5, d6, d7] = load_octets(rows, at + 96);
+            q8_0_group::<N, true>(
+                &mut sums,
+                [c1, c2, c3, c4, c5, c6, c7, d0, d1],
+                input,
+                first,
+                g + 2,
+                ahead.part(2, 4),
+            );
+            let [.., e0, e1] = load_quads(rows, at + 120);
+            q8_0_group::<N, false>(
+                &mut sums,
+                [d1, d2, d3, d4, d5, d6, d7, e0, e1],
+                input,
+                first,
+                g + 3,
+                ahead.part(3, 4),
+            );
+            g += 4;
+        }
+        while g < groups {
+            let at = g * bytes;
+            let head = _mm512_slli_epi32::<16>(load_dword(rows, at));
+            let [v0, v1, v2, v3, v4, v5, v6, v7] = load_octets(rows, at + 2);
+            let ahead = Ahead::new(rows, groups * bytes, at, bytes);
+            q8_0_group::<N, false>(&mut sums, [head, v0, v1, v2, v3, v4, v5, v6, v7], input, first, g, ahead);
+            g += 1;
+        }
+    }
+    sums
+}
+
+/// One block of `Q8_0`: the nine dwords in which it lies.
+///
+/// # Safety
+/// The activations hold group `g` of `first + N` rows.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+#[inline]
+unsafe fn q8_0_group<const N: usize, const EARLY: bool>(
+    sums: &mut [__m512; N],
+    v: [__m512i; 9],
+    input: &Activations,
+    first: usize,
+    g: usize,
+    ahead: Ahead,
+) {
+    let mut products = [[_mm512_setzero_si512(); 2]; N];
+    // SAFETY: by the caller's promise.
+    unsafe {
+        for (j, v) in v.into_iter().enumerate().skip(usize::from(!EARLY)) {
+            let w = _mm512_xor_si512(v, _mm512_set1_epi8(-128));
+            for (i, product) in products.iter_mut().enumerate() {
+                let q = in_step::<8, EARLY>(group_of(input, first + i, g), j);
+                product[j % 2] = _mm512_dpbusd_epi32(product[j % 2], w, q);
+            }
+            if j > 0 {
+                ahead.ask(j - 1, 8);
+            }
+        }
+        let products = products.map(|[a, b]| _mm512_add_epi32(a, b));
+        add_all(sums, products, zeroed::<{ DType::Q8_0 as u8 }, EARLY>(v[0]), input, first, g);
+    }
+}
+
+/// As [`q8_0`]: four blocks of `Q4_0` are 18 dwords.
+///
+/// # Safety
+/// The rows hold `groups` blocks of `Q4_0`, the activations `first + N` rows of as many groups.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+unsafe fn q4_0<const N: usize>(rows: &Rows, groups: usize, input: &Activations, first: usize) -> [__m512; N] {
+    let mut sums = [_mm512_setzero_ps(); N];
+    let mut g = 0;
+    let bytes = DType::Q4_0.block_bytes();
+    // SAFETY: by the caller's promise.
+    unsafe {
+        while g + 4 <= groups {
+            let at = g * bytes;
+            let ahead = Ahead::new(rows, groups * bytes, at, 4 * bytes);
+            let a = load_octets(rows, at);
+            q4_0_group::<N, true>(&mut sums, [a[0], a[1], a[2], a[3], a[4]], input, first, g, ahead.part(0, 4));
+            let b = load_octets(rows, at + 32);
+            q4_0_group::<N, false>(&mut sums, [a[4], a[5], a[6], a[7], b[0]], input, first, g + 1, ahead.part(1, 4));
+            q4_0_group::<N, true>(&mut sums, [b[1], b[2], b[3], b[4], b[5]], input, first, g + 2, ahead.part(2, 4));
+            let [.., c0, c1] = load_quads(rows, at + 56);
+            q4_0_group::<N, false>(&mut sums, [b[5], b[6], b[7], c0, c1], input, first, g + 3, ahead.part(3, 4));
+            g += 4;
+        }
+        while g < groups {
+            let at = g * bytes;
+            let head = _mm512_slli_epi32::<16>(load_dword(rows, at));
+            let [v0, v1, v2, v3] = load_quads(rows, at + 2);
+            let ahead = Ahead::new(rows, groups * bytes, at, bytes);
+            q4_0_group::<N, false>(&mut sums, [head, v0, v1, v2, v3], input, first, g, ahead);
+            g += 1;
+        }
+    }
+    sums
+}
+
+/// One block of `Q4_0`: the five dwords in which it lies.
+///
+/// # Safety
+/// The activations hold group `g` of `first + N` rows.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+#[inline]
+unsafe fn q4_0_group<const N: usize, const EARLY: bool>(
+    sums: &mut [__m512; N],
+    v: [__m512i; 5],
+    input: &Activations,
+    first: usize,
+    g: usize,
+    ahead: Ahead,
+) {
+    let factors = zeroed::<{ DType::Q4_0 as u8 }, EARLY>(v[0]);
+    // SAFETY: by the caller's promise.
+    unsafe {
+        let products = if EARLY {
+            nibble_products::<N, 5, true>(v, input, first, g, ahead)
+        } else {
+            nibble_products::<N, 4, false>([v[1], v[2], v[3], v[4]], input, first, g, ahead)
+        };
+        add_all(sums, products, factors, input, first, g);
+    }
+}
+
+/// The factors of a block of a format with a zero point, whose scale is in the lower half of its first dword where the block is
+/// `EARLY`, else in the upper half.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn zeroed<const FORMAT: u8, const EARLY: bool>(head: __m512i) -> Factors {
+    let scale = unpack::halves_to_f32(if EARLY { head } else { _mm512_srli_epi32::<16>(head) });
+    let zero = _mm512_set1_ps(-(quant::zero_point(format(FORMAT)) as f32));
+    Factors { scales: [scale; 2], other: _mm512_mul_ps(scale, zero) }
+}
+
+/// The products of nibbles: the lower ones are the first half of group `g`, the upper ones the second.
+///
+/// # Safety
+/// The activations hold group `g` of `first + N` rows.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+#[inline]
+unsafe fn nibble_products<const N: usize, const D: usize, const EARLY: bool>(
+    v: [__m512i; D],
+    input: &Activations,
+    first: usize,
+    g: usize,
+    ahead: Ahead,
+) -> [__m512i; N] {
+    let mut products = [[_mm512_setzero_si512(); 2]; N];
+    for (j, v) in v.into_iter().enumerate() {
+        let (low, high) = (low_nibbles(v), high_nibbles_in_place(v));
+        for (i, product) in products.iter_mut().enumerate() {
+            // SAFETY: by the caller's promise.
+            let (first_half, second_half) = unsafe {
+                let q = group_of(input, first + i, g);
+                let j = j + usize::from(!EARLY);
+                (in_step::<4, EARLY>(q, j), in_step::<4, EARLY>(q.add(4), j))
+            };
+            product[0] = _mm512_dpbusd_epi32(product[0], low, first_half);
+            product[1] = _mm512_dpbusd_epi32(product[1], high, second_half);
+        }
+        ahead.ask(j, D);
+    }
+    // The upper nibbles were multiplied where they are.
+    products.map(|[low, high]| _mm512_add_epi32(low, _mm512_srai_epi32::<4>(high)))
+}
+
+/// The activations for dword `j` of a block whose first dword has its scale, out of `D` dwords at `q`: where the block is
+/// `EARLY`, dwords begin two values before those of the activations, with zeros for what is not the block's.
+///
+/// # Safety
+/// `q` is `D` readable dwords, `j` at most `D`, and not zero unless `EARLY`.
+#[target_feature(enable = "avx512f")]
+#[inline]
+unsafe fn in_step<const D: usize, const EARLY: bool>(q: *const i32, j: usize) -> __m512i {
+    // SAFETY: by the caller's promise.
+    let values = unsafe {
+        match j {
+            _ if !EARLY => q.add(j - 1).read_unaligned(),
+            0 => q.read_unaligned() << 16,
+            _ if j == D => (q.add(D - 1).read_unaligned() as u32 >> 16) as i32,
+            _ => q.byte_add(4 * j - 2).read_unaligned(),
+        }
+    };
+    _mm512_set1_epi32(values)
+}
+
+/// Adds the products of group `g` of `N` activations to their sums.
+///
+/// # Safety
+/// The activations hold group `g` of `first + N` rows.
+#[target_feature(enable = "avx512f")]
+#[inline]
+unsafe fn add_all<const N: usize>(
+    sums: &mut [__m512; N],
+    products: [__m512i; N],
+    factors: Factors,
+    input: &Activations,
+    first: usize,
+    g: usize,
+) {
+    for (i, (sum, product)) in sums.iter_mut().zip(products).enumerate() {
+        let at = (first + i) * (input.cols / GROUP) + g;
+        // SAFETY: by the caller's promise.
+        *sum = unsafe { add_products::<false>(*sum, [product; 2], factors, input, at) };
+    }
+}
