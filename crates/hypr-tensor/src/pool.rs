@@ -4,6 +4,7 @@ use std::any::Any;
 use std::cell::Cell;
 use std::fmt;
 use std::marker::PhantomData;
+use std::ops::Range;
 use std::panic::{self, AssertUnwindSafe};
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
@@ -133,20 +134,34 @@ impl Pool {
     ///
     /// # Panics
     /// As [`Pool::run`].
-    pub fn for_each_range(&self, total: usize, grain: usize, job: &(dyn Fn(usize, std::ops::Range<usize>) + Sync)) {
+    pub fn for_each_range(&self, total: usize, grain: usize, job: &(dyn Fn(usize, Range<usize>) + Sync)) {
+        self.share(total, grain, false, &|thread, range, _| job(thread, range));
+    }
+
+    /// As [`Pool::for_each_range`], but a thread takes its next range before it calls `job(thread, range, next)` for one, so
+    /// that it can ask for what it will need: `next` is where that range begins, or not below `total`.
+    ///
+    /// # Panics
+    /// As [`Pool::run`].
+    pub fn for_each_range_ahead(&self, total: usize, grain: usize, job: &(dyn Fn(usize, Range<usize>, usize) + Sync)) {
+        self.share(total, grain, true, job);
+    }
+
+    fn share(&self, total: usize, grain: usize, ahead: bool, job: &(dyn Fn(usize, Range<usize>, usize) + Sync)) {
         let grain = grain.max(1);
+        let range = |first: usize| first..(first + grain).min(total);
         if total <= grain || self.workers.is_empty() || self.running.get() {
-            (0..total).step_by(grain).for_each(|first| job(0, first..(first + grain).min(total)));
+            (0..total).step_by(grain).for_each(|first| job(0, range(first), first + grain));
             return;
         }
         let next = AtomicUsize::new(0);
+        let take = || next.fetch_add(grain, Ordering::Relaxed);
         let share = |thread: usize, _: usize| {
-            loop {
-                let first = next.fetch_add(grain, Ordering::Relaxed);
-                if first >= total {
-                    return;
-                }
-                job(thread, first..(first + grain).min(total));
+            let mut first = take();
+            while first < total {
+                let following = if ahead { take() } else { total };
+                job(thread, range(first), following);
+                first = if ahead { following } else { take() };
             }
         };
         self.fork(&share, 0);

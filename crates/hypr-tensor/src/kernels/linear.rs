@@ -50,6 +50,8 @@ pub(super) struct Tile<'a> {
     pub rows: [&'a [u8]; TILE_ROWS],
     /// How many of them count.
     pub valid: usize,
+    /// Where the rows begin that this thread will need next.
+    pub next: Option<&'a [u8]>,
     /// Bias of the rows, `valid` long.
     pub bias: Option<&'a [f32]>,
     pub out: Output,
@@ -111,21 +113,42 @@ fn run_chunk(kernels: &Kernels, x: &[f32], n: usize, cols: usize, products: &mut
     let input = Input { x, quantized: &scratch.activations, cols };
     let threads = SharedMut::new(&mut scratch.threads);
     let level = kernels.level();
-    let passes = n.div_ceil(PASS_ROWS);
-    let grain = (tiles * passes).div_ceil(kernels.pool().threads() * 8).min(tiles.max(1));
-    kernels.pool().for_each_range(tiles * passes, grain, &|thread, range| {
+    let items = tiles * n.div_ceil(PASS_ROWS);
+    let grain = items.div_ceil(kernels.pool().threads() * 16).min(tiles.max(1));
+    let place = |item: usize| {
+        let (pass, tile) = if item < tiles { (0, item) } else { (item / tiles, item % tiles) };
+        let index = ends[..count].partition_point(|&end| end <= tile);
+        let first_tile = if index == 0 { 0 } else { ends[index - 1] };
+        let first = pass * PASS_ROWS;
+        shared[index].map(|product| Place {
+            product,
+            first_row: (tile - first_tile) * TILE_ROWS,
+            first,
+            n: (n - first).min(PASS_ROWS),
+        })
+    };
+    kernels.pool().for_each_range_ahead(items, grain, &|thread, range, following| {
         // SAFETY: each thread uses the element of its own number.
         let memory = &mut unsafe { threads.slice(thread, 1) }[0];
-        for item in range {
-            let (pass, tile) = (item / tiles, item % tiles);
-            let index = ends[..count].partition_point(|&end| end <= tile);
-            let Some(product) = shared[index] else { continue };
-            let first_tile = if index == 0 { 0 } else { ends[index - 1] };
-            let first = pass * PASS_ROWS;
-            let n = (n - first).min(PASS_ROWS);
-            run_tile(level, input, product, (tile - first_tile) * TILE_ROWS, first, n, memory);
+        let mut here = place(range.start);
+        for item in range.clone() {
+            let next = if item + 1 < range.end { item + 1 } else { following };
+            let next = if next < items { place(next) } else { None };
+            if let Some(here) = here {
+                run_tile(level, input, here, next, memory);
+            }
+            here = next;
         }
     });
+}
+
+/// Where a tile lies: rows from `first_row` of a product, for activations `first .. first + n`.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    product: Product<'a>,
+    first_row: usize,
+    first: usize,
+    n: usize,
 }
 
 /// The encoded rows `first .. first + valid`, the last one repeated up to a whole tile.
@@ -141,10 +164,8 @@ fn tile_rows(weight: &WeightArray, first: usize, valid: usize) -> [&[u8]; TILE_R
 fn run_tile(
     level: Level,
     input: Input<'_>,
-    product: Product<'_>,
-    first_row: usize,
-    first: usize,
-    n: usize,
+    Place { product, first_row, first, n }: Place<'_>,
+    next: Option<Place<'_>>,
     memory: &mut [Line],
 ) {
     let weight = product.weight;
@@ -156,6 +177,7 @@ fn run_tile(
         dtype: weight.dtype(),
         rows: tile_rows(weight, first_row, valid),
         valid,
+        next: next.map(|next| next.product.weight.rows_from(next.first_row)),
         bias: product.bias.map(|bias| &bias[first_row..first_row + valid]),
         out: Output { values: product.out, start: first * weight.rows() + first_row, stride: weight.rows() },
     };

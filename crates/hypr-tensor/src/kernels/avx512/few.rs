@@ -16,7 +16,7 @@ use crate::quant::{self, GROUP};
 /// As [`quantized::tile`], with `tile.n == N`.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 pub unsafe fn tile<const N: usize>(mut tile: Tile<'_>, memory: &mut [Line]) {
-    let rows: Rows = tile.rows.map(<[u8]>::as_ptr);
+    let rows = Rows::of(&tile);
     let groups = tile.input.cols / GROUP;
     let (input, first) = (tile.input.quantized, tile.first);
     assert!(input.cols == groups * GROUP && input.q.len() >= (first + N) * input.cols);
@@ -49,7 +49,7 @@ unsafe fn q4_1<const N: usize>(rows: &Rows, groups: usize, input: &Activations, 
     unsafe {
         while g + 4 <= groups {
             let at = g * bytes;
-            let ahead = Ahead::new(rows, groups * bytes, at, 4 * bytes);
+            let ahead = rows.ahead(at, 4 * bytes);
             let a = load_octets(rows, at);
             q4_1_group(&mut sums, [a[0], a[1], a[2], a[3], a[4]], input, first, g, ahead.part(0, 4));
             let b = load_octets(rows, at + 32);
@@ -63,7 +63,7 @@ unsafe fn q4_1<const N: usize>(rows: &Rows, groups: usize, input: &Activations, 
             let at = g * bytes;
             let a = load_quads(rows, at);
             let last = load_dword(rows, at + 16);
-            let ahead = Ahead::new(rows, groups * bytes, at, bytes);
+            let ahead = rows.ahead(at, bytes);
             q4_1_group(&mut sums, [a[0], a[1], a[2], a[3], last], input, first, g, ahead);
             g += 1;
         }
@@ -109,7 +109,7 @@ unsafe fn q8_0<const N: usize>(rows: &Rows, groups: usize, input: &Activations, 
     unsafe {
         while g + 4 <= groups {
             let at = g * bytes;
-            let ahead = Ahead::new(rows, groups * bytes, at, 4 * bytes);
+            let ahead = rows.ahead(at, 4 * bytes);
             let (a, b) = (load_octets(rows, at), load_octets(rows, at + 32));
             let [a0, a1, a2, a3, a4, a5, a6, a7] = a;
             q8_0_group::<N, true>(&mut sums, [a0, a1, a2, a3, a4, a5, a6, a7, b[0]], input, first, g, ahead.part(0, 4));
@@ -147,7 +147,7 @@ unsafe fn q8_0<const N: usize>(rows: &Rows, groups: usize, input: &Activations, 
             let at = g * bytes;
             let head = _mm512_slli_epi32::<16>(load_dword(rows, at));
             let [v0, v1, v2, v3, v4, v5, v6, v7] = load_octets(rows, at + 2);
-            let ahead = Ahead::new(rows, groups * bytes, at, bytes);
+            let ahead = rows.ahead(at, bytes);
             q8_0_group::<N, false>(&mut sums, [head, v0, v1, v2, v3, v4, v5, v6, v7], input, first, g, ahead);
             g += 1;
         }
@@ -200,7 +200,7 @@ unsafe fn q4_0<const N: usize>(rows: &Rows, groups: usize, input: &Activations, 
     unsafe {
         while g + 4 <= groups {
             let at = g * bytes;
-            let ahead = Ahead::new(rows, groups * bytes, at, 4 * bytes);
+            let ahead = rows.ahead(at, 4 * bytes);
             let a = load_octets(rows, at);
             q4_0_group::<N, true>(&mut sums, [a[0], a[1], a[2], a[3], a[4]], input, first, g, ahead.part(0, 4));
             let b = load_octets(rows, at + 32);
@@ -214,7 +214,7 @@ unsafe fn q4_0<const N: usize>(rows: &Rows, groups: usize, input: &Activations, 
             let at = g * bytes;
             let head = _mm512_slli_epi32::<16>(load_dword(rows, at));
             let [v0, v1, v2, v3] = load_quads(rows, at + 2);
-            let ahead = Ahead::new(rows, groups * bytes, at, bytes);
+            let ahead = rows.ahead(at, bytes);
             q4_0_group::<N, false>(&mut sums, [head, v0, v1, v2, v3], input, first, g, ahead);
             g += 1;
         }

@@ -86,7 +86,7 @@ unsafe fn stream<const WIDEST: usize>(
 #[inline]
 unsafe fn load_queries(attention: &Attention<'_>, block: Block, queries: &mut [__m512]) {
     let row = |i: usize| &raw const attention.queries[block.query + i.min(block.queries - 1) * block.query_stride];
-    let rows: unpack::Rows = std::array::from_fn(|i| row(i).cast());
+    let rows = unpack::Rows::new(std::array::from_fn(|i| row(i).cast()));
     let scale = _mm512_set1_ps(attention.scale);
     for (c, queries) in queries.as_chunks_mut::<4>().0.iter_mut().enumerate() {
         // SAFETY: by the caller's promise.
@@ -150,7 +150,7 @@ unsafe fn add_values(sums: &mut [__m512], shrink: __m512, weights: &[__m512], va
 #[inline]
 fn store(block: Block, sums: &[__m512], out: SharedMut<f32>) {
     for (c, sums) in sums.as_chunks::<16>().0.iter().enumerate() {
-        let rows: unpack::Rows = std::array::from_fn(|d| (&raw const sums[d]).cast());
+        let rows = unpack::Rows::new(std::array::from_fn(|d| (&raw const sums[d]).cast()));
         for first in (0..block.queries).step_by(4) {
             // SAFETY: a vector has sixteen bytes for each four of its lanes, of which there are sixteen.
             let quads = unsafe { unpack::load_quads(&rows, 4 * first) };

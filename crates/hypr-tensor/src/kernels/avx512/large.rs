@@ -29,7 +29,7 @@ pub unsafe fn few<const N: usize, const FORMAT: u8>(
     let bytes = format(FORMAT).block_bytes();
     for block in 0..groups / GROUPS {
         let start = block * bytes;
-        let ahead = Ahead::new(rows, groups / GROUPS * bytes, start, bytes);
+        let ahead = rows.ahead(start, bytes);
         // SAFETY: by the caller's promise.
         unsafe {
             let factors = factors::<FORMAT>(rows, start);
@@ -60,7 +60,7 @@ pub unsafe fn pack<const FORMAT: u8, const HALVES: bool>(
     let bytes = format(FORMAT).block_bytes();
     for block in 0..groups / GROUPS {
         let start = block * bytes;
-        let ahead = Ahead::new(rows, groups / GROUPS * bytes, start, bytes);
+        let ahead = rows.ahead(start, bytes);
         // SAFETY: by the caller's promise.
         unsafe {
             let factors = if HALVES { q6::factors(rows, start) } else { factors::<FORMAT>(rows, start) };

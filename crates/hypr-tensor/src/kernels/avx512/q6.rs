@@ -28,7 +28,7 @@ pub unsafe fn few<const N: usize>(rows: &Rows, groups: usize, input: &Activation
             for half in 0..2 {
                 let (low, g) = (start + 64 * half, GROUPS * block + HALF * half);
                 let high = load_octets(rows, start + 128 + 32 * half);
-                let ahead = Ahead::new(rows, groups / GROUPS * bytes, start, bytes).part(half, 2);
+                let ahead = rows.ahead(start, bytes).part(half, 2);
                 let [p0, p2] = pair_products::<N, 0>(load_octets(rows, low), high, input, first, g, ahead.part(0, 2));
                 let [p1, p3] =
                     pair_products::<N, 1>(load_octets(rows, low + 32), high, input, first, g + 1, ahead.part(1, 2));
@@ -68,10 +68,11 @@ unsafe fn pair_products<const N: usize, const PAIR: usize>(
         }
         for j in 0..8 {
             let w = values::<PAIR>(low[j], high[j]);
-            for k in 0..2 {
-                for i in 0..N {
+            for (k, products) in products.iter_mut().enumerate() {
+                for (i, [left, right]) in products.iter_mut().enumerate() {
                     let q = _mm512_set1_epi32(group_of(input, first + i, g + 2 * k).add(j).read_unaligned());
-                    products[k][i][j / 4] = _mm512_dpbusd_epi32(products[k][i][j / 4], w[k], q);
+                    let to = if j < 4 { left } else { right };
+                    *to = _mm512_dpbusd_epi32(*to, w[k], q);
                 }
             }
             ahead.ask(j, 8);

@@ -85,7 +85,7 @@ pub unsafe fn many(tile: Tile<'_>, memory: &mut [Line]) {
 pub unsafe fn pack(tile: &Tile<'_>, memory: &mut [Line]) -> Packed {
     let groups = tile.input.cols / GROUP;
     assert!(size_of_val(memory) >= groups * (GROUP * TILE_ROWS + 3 * TILE_ROWS * size_of::<f32>()));
-    let rows: Rows = tile.rows.map(<[u8]>::as_ptr);
+    let rows = Rows::of(tile);
     let values = memory.as_mut_ptr().cast::<__m512i>();
     // SAFETY: 8 vectors of values, then 3 of scales and minima, a group, all inside `memory`; reads inside the rows.
     unsafe {
@@ -119,7 +119,7 @@ unsafe fn pack_small<const FORMAT: u8>(
     // SAFETY: by the caller's promise.
     unsafe { unpack::small_scales(format(FORMAT), rows, groups, scales, others) };
     for g in 0..groups {
-        let ahead = Ahead::new(rows, groups * bytes, g * bytes, bytes);
+        let ahead = rows.ahead(g * bytes, bytes);
         // SAFETY: by the caller's promise.
         unsafe {
             large::store_group(values.add(8 * g), unpack::small_group(format(FORMAT), rows, g), ahead);

@@ -9,12 +9,33 @@
 
 use std::arch::x86_64::*;
 
-use super::super::linear::TILE_ROWS;
+use super::super::linear::{TILE_ROWS, Tile};
 use crate::DType;
 use crate::quant;
 
-/// Pointers to the encoded rows of a tile.
-pub type Rows = [*const u8; TILE_ROWS];
+/// The encoded rows of a tile.
+pub struct Rows {
+    at: [*const u8; TILE_ROWS],
+    next: *const u8,
+}
+
+impl Rows {
+    /// Rows that nothing is known to follow.
+    pub fn new(at: [*const u8; TILE_ROWS]) -> Self {
+        Self { at, next: at[0] }
+    }
+
+    pub fn of(tile: &Tile<'_>) -> Self {
+        let rows = Self::new(tile.rows.map(<[u8]>::as_ptr));
+        Self { next: tile.next.map_or(rows.next, <[u8]>::as_ptr), ..rows }
+    }
+
+    /// What the next tile has where this one has the `bytes` bytes at `at` of each row.
+    #[inline]
+    pub fn ahead(&self, at: usize, bytes: usize) -> Ahead {
+        Ahead { start: self.next.wrapping_add(TILE_ROWS * at), bytes: TILE_ROWS * bytes }
+    }
+}
 
 /// Dwords 0..4 of the sixteen bytes at `offset` of each row, a vector each.
 ///
@@ -27,7 +48,7 @@ pub unsafe fn load_quads(rows: &Rows, offset: usize) -> [__m512i; 4] {
     let z: [__m512i; 4] = std::array::from_fn(|i| {
         // SAFETY: by the caller's promise.
         unsafe {
-            let load = |r: usize| _mm_loadu_si128(rows[r].add(offset).cast());
+            let load = |r: usize| _mm_loadu_si128(rows.at[r].add(offset).cast());
             let v = _mm512_castsi128_si512(load(i));
             let v = _mm512_inserti32x4::<1>(v, load(i + 4));
             let v = _mm512_inserti32x4::<2>(v, load(i + 8));
@@ -54,7 +75,7 @@ pub unsafe fn load_octets(rows: &Rows, offset: usize) -> [__m512i; 8] {
     // Lanes 0 and 2 of dword k of the sorted vectors are the rows' dword k, lanes 1 and 3 their dword k + 4.
     // SAFETY: by the caller's promise.
     let half = |first: usize| unsafe {
-        let load = |r: usize| _mm256_loadu_si256(rows[r].add(offset).cast());
+        let load = |r: usize| _mm256_loadu_si256(rows.at[r].add(offset).cast());
         sort(std::array::from_fn(|i| {
             _mm512_inserti64x4::<1>(_mm512_castsi256_si512(load(first + i)), load(first + i + 4))
         }))
@@ -89,7 +110,7 @@ fn sort(z: [__m512i; 4]) -> [__m512i; 4] {
 pub unsafe fn load_dword(rows: &Rows, offset: usize) -> __m512i {
     // SAFETY: by the caller's promise.
     let values: [u32; TILE_ROWS] =
-        std::array::from_fn(|r| unsafe { rows[r].add(offset).cast::<u32>().read_unaligned() });
+        std::array::from_fn(|r| unsafe { rows.at[r].add(offset).cast::<u32>().read_unaligned() });
     // SAFETY: sixteen dwords.
     unsafe { _mm512_loadu_si512(values.as_ptr().cast()) }
 }
@@ -120,10 +141,10 @@ pub fn high_nibbles_in_place(v: __m512i) -> __m512i {
     _mm512_and_si512(v, _mm512_set1_epi8(!15))
 }
 
-/// What the next tile, which usually follows this one in memory, has where this one has some bytes of each row: sixteen short
-/// streams are too many for the processor to foresee. It is asked for into the second-level cache, since the first has no
-/// room for two tiles, and a line or two at a time between the steps of the products: each core has a few requests
-/// under way at once, and drops those that come while all are taken, or lets the products wait for one.
+/// Bytes that the thread will need next. Sixteen short streams are too many for the processor to foresee, so they are asked for
+/// into the second-level cache (the first has no room for two tiles), a line or two at a time between the steps of the
+/// products: a core has a few requests under way at once, and drops those that come while all are taken, or
+/// lets the products wait for one.
 #[derive(Clone, Copy)]
 pub struct Ahead {
     start: *const u8,
@@ -131,12 +152,6 @@ pub struct Ahead {
 }
 
 impl Ahead {
-    /// For the `bytes` bytes at `at` of rows of `row` bytes.
-    #[inline]
-    pub fn new(rows: &Rows, row: usize, at: usize, bytes: usize) -> Self {
-        Self { start: rows[0].wrapping_add(TILE_ROWS * (row + at)), bytes: TILE_ROWS * bytes }
-    }
-
     /// One of `parts` equal parts of it.
     #[inline]
     pub fn part(self, part: usize, parts: usize) -> Self {
@@ -217,7 +232,7 @@ pub unsafe fn small_scales(dtype: DType, rows: &Rows, groups: usize, scales: *mu
     // Scalar copies of the heads first, conversion after: a vector load right behind the scalar stores that make
     // it up would wait for them to leave the store buffer.
     for g in 0..groups {
-        for (r, row) in rows.iter().enumerate() {
+        for (r, row) in rows.at.iter().enumerate() {
             // SAFETY: every block is longer than four bytes and starts with its scale.
             unsafe { others.add(16 * g + r).cast::<u32>().write(row.add(g * bytes).cast::<u32>().read_unaligned()) };
         }
