@@ -187,12 +187,40 @@ fn attention(c: &mut Criterion) {
     }
 }
 
+/// One query over 512 tokens of SmolLM2-135M-Instruct in half precision, in as many layers as no cache holds.
+fn attention_from_memory(c: &mut Criterion) {
+    const LAYERS: usize = 240;
+    let (heads, kv_heads, head_dim, tokens) = (9, 3, 64, 512);
+    let cache = |layer: usize| -> Vec<half::f16> {
+        let values = values(tokens * kv_heads * head_dim);
+        values.into_iter().map(|v| half::f16::from_f32(v * (layer + 1) as f32)).collect()
+    };
+    let caches: Vec<_> = (0..LAYERS).map(|layer| (cache(layer), cache(layer))).collect();
+    let (queries, mut out) = (values(heads * head_dim), vec![0.0; heads * head_dim]);
+    let mut group = c.benchmark_group(format!("attention_1x{tokens}_layers_{LAYERS}"));
+    group.throughput(Throughput::Bytes((2 * LAYERS * size_of_val(&caches[0].0[..])) as u64));
+    for level in levels() {
+        let kernels = kernels(level);
+        group.bench_function(BenchmarkId::from_parameter(level), |b| {
+            b.iter(|| {
+                for (keys, values) in &caches {
+                    let (keys, values) = (KvRows::F16(keys), KvRows::F16(values));
+                    let mask = Mask::Causal { start: tokens - 1 };
+                    let attention =
+                        Attention { queries: &queries, keys, values, heads, kv_heads, head_dim, scale: 0.125, mask };
+                    kernels.attention(&attention, &mut out);
+                }
+            });
+        });
+    }
+}
+
 criterion_group! {
     name = benches;
     config = Criterion::default()
         .sample_size(20)
         .warm_up_time(Duration::from_millis(300))
         .measurement_time(Duration::from_secs(2));
-    targets = products, networks, attention
+    targets = products, networks, attention, attention_from_memory
 }
 criterion_main!(benches);

@@ -5,6 +5,8 @@
 //! 2018), so no matrix of scores is ever stored and a query's result does not depend on the other queries of the
 //! call.
 
+use std::ops::Range;
+
 use half::f16;
 
 use super::{Kernels, Level, SharedMut, by_level, math};
@@ -149,6 +151,18 @@ impl Attention<'_> {
         self.queries().div_ceil(self.block(level))
     }
 
+    /// Key-value heads whose query heads go over them together, where there is one query: as many as share out evenly.
+    fn together(&self, level: Level, threads: usize, sequences: usize) -> usize {
+        let heads = self.heads / self.kv_heads;
+        if !self.is_for_avx512(level) || self.queries() > 1 || !(2..=BLOCK).contains(&heads) {
+            0
+        } else if self.kv_heads * sequences >= 4 * threads {
+            self.kv_heads
+        } else {
+            self.kv_heads - self.kv_heads % threads
+        }
+    }
+
     fn tokens(&self) -> usize {
         self.keys.tokens(self.kv_heads * self.head_dim).unwrap_or(0)
     }
@@ -182,35 +196,46 @@ fn run_chunk(kernels: &Kernels, sequences: &mut [(Attention<'_>, &mut [f32])]) {
     let level = kernels.level();
     let (mut tasks, mut work) = (0, 0);
     let mut shared: [Option<(Attention<'_>, SharedMut<f32>)>; MAX_SEQUENCES] = [None; MAX_SEQUENCES];
+    let (threads, count) = (kernels.pool().threads(), sequences.len());
+    let tasks_of = |attention: &Attention<'_>| {
+        let (together, heads) = (attention.together(level, threads, count), attention.heads / attention.kv_heads);
+        together + (attention.kv_heads - together) * heads * attention.blocks(level)
+    };
     for ((attention, out), shared) in sequences.iter_mut().zip(&mut shared) {
         attention.check(out);
-        tasks += attention.blocks(level) * attention.heads;
+        tasks += tasks_of(attention);
         work += attention.queries.len() * attention.tokens();
         *shared = Some((*attention, SharedMut::new(out)));
     }
-    let grain = if work < SERIAL_BELOW { tasks } else { tasks.div_ceil(kernels.pool().threads() * 16) };
+    let grain = if work < SERIAL_BELOW { tasks } else { tasks.div_ceil(threads * 16) };
     kernels.pool().for_each_range(tasks, grain, &|_, range| {
         let mut first = 0;
         for (attention, out) in shared.iter().flatten() {
-            let (heads, blocks) = (attention.heads, attention.blocks(level));
-            let end = first + blocks * heads;
+            let (together, blocks) = (attention.together(level, threads, count), attention.blocks(level));
+            let (heads, end) = (attention.heads / attention.kv_heads, first + tasks_of(attention));
             for task in range.start.max(first)..range.end.min(end) {
                 let task = task - first;
-                one_block(level, attention, task / blocks, task % blocks, *out);
+                if task < together {
+                    one_block(level, attention, task * heads..(task + 1) * heads, 0, *out);
+                } else {
+                    let (head, block) = ((task - together) / blocks, (task - together) % blocks);
+                    let head = together * heads + head;
+                    one_block(level, attention, head..head + 1, block, *out);
+                }
             }
             first = end;
         }
     });
 }
 
-/// Where the rows of a block lie: one head of consecutive queries.
+/// Where the rows of a block lie: one head of consecutive queries, or consecutive heads of one query that share their keys.
 #[derive(Clone, Copy)]
 pub(super) struct Block {
     /// First element of the first query's head, in the queries and in the output.
     pub query: usize,
-    /// Elements from query to query.
+    /// Elements from query to query, or from head to head.
     pub query_stride: usize,
-    /// Queries in the block.
+    /// Queries in the block, or heads.
     pub queries: usize,
     /// First element of the head of token 0 in keys and values.
     pub kv: usize,
@@ -222,8 +247,9 @@ pub(super) struct Block {
     pub grow: usize,
 }
 
-/// One head of the queries of one block.
-fn one_block(level: Level, attention: &Attention<'_>, head: usize, block: usize, out: SharedMut<f32>) {
+/// One head of the queries of one block, or several heads of one query.
+fn one_block(level: Level, attention: &Attention<'_>, heads: Range<usize>, block: usize, out: SharedMut<f32>) {
+    let head = heads.start;
     let (dim, rows) = (attention.head_dim, attention.block(level));
     let first = block * rows;
     let (visible, grow) = match attention.mask {
@@ -239,6 +265,8 @@ fn one_block(level: Level, attention: &Attention<'_>, head: usize, block: usize,
         visible,
         grow,
     };
+    let block =
+        if heads.len() > 1 { Block { query_stride: dim, queries: heads.len(), grow: 0, ..block } } else { block };
     if block.visible == 0 {
         // SAFETY: each block has places of its own in the output of its sequence.
         (0..block.queries).for_each(|i| unsafe { out.slice(block.query + i * block.query_stride, dim) }.fill(0.0));

@@ -1,10 +1,11 @@
 //! Sixteen keys at a time: their scores are one vector, so that the softmax works on whole vectors too.
 
 use std::arch::x86_64::*;
+use std::ops::Range;
 
 use half::f16;
 
-use super::super::attention::{Attention, BLOCK, Block, Operand, Rows, STEP};
+use super::super::attention::{Attention, BLOCK, Block, Mask, Operand, Rows, STEP};
 use super::super::{SharedMut, math};
 use super::{full, sum_each};
 use crate::kv::KvElement;
@@ -19,7 +20,9 @@ pub unsafe fn one_block(attention: &Attention<'_>, block: Block, out: SharedMut<
     // SAFETY: by the caller's promise, with the vectors that make up one head.
     unsafe {
         match (attention.keys.operand(), attention.values.operand(), attention.head_dim) {
-            (Operand::F32(k), Operand::F32(v), _) if block.grow == 0 => full::one_block(attention, block, k, v, out),
+            (Operand::F32(k), Operand::F32(v), _) if attention.mask == Mask::Full => {
+                full::one_block(attention, block, k, v, out)
+            }
             (Operand::F32(k), Operand::F32(v), 64) => stream::<f32, f32, 4>(attention, block, k, v, out),
             (Operand::F32(k), Operand::F32(v), 32) => stream::<f32, f32, 2>(attention, block, k, v, out),
             (Operand::F32(k), Operand::F32(v), 128) => stream::<f32, f32, 8>(attention, block, k, v, out),
@@ -78,8 +81,8 @@ struct Running {
 unsafe fn stream<K: Element, V: Element, const VECTORS: usize>(
     attention: &Attention<'_>,
     block: Block,
-    keys: Rows<'_, K>,
-    values: Rows<'_, V>,
+    all_keys: Rows<'_, K>,
+    all_values: Rows<'_, V>,
     out: SharedMut<f32>,
 ) {
     let vectors = if VECTORS > 0 { VECTORS } else { attention.head_dim / 16 };
@@ -89,10 +92,17 @@ unsafe fn stream<K: Element, V: Element, const VECTORS: usize>(
     let running = &mut running[..block.queries];
     let last = block.visible + (block.queries - 1) * block.grow;
     for token in (0..last).step_by(STEP) {
-        let (keys, values) = (keys.step(token, block.stride), values.step(token, block.stride));
+        let (keys, values) = (all_keys.step(token, block.stride), all_values.step(token, block.stride));
         let end = block.kv + ((last - token).min(STEP) - 1) * block.stride + 16 * vectors;
         assert!(end <= keys.len() && end <= values.len(), "attention: a step past the end of the cache");
+        let soon = token + 6 * STEP;
         for (i, running) in running.iter_mut().enumerate() {
+            if attention.queries.len() == attention.heads * attention.head_dim && soon < last {
+                let rows = STEP * i / block.queries..(STEP * (i + 1) / block.queries).min(last - soon);
+                let (keys, values) = (all_keys.step(soon, block.stride), all_values.step(soon, block.stride));
+                ask(&keys[block.kv..], rows.clone(), block.stride, 16 * vectors);
+                ask(&values[block.kv..], rows, block.stride, 16 * vectors);
+            }
             let visible = block.visible + i * block.grow;
             if token >= visible {
                 continue;
@@ -115,6 +125,18 @@ unsafe fn stream<K: Element, V: Element, const VECTORS: usize>(
         for (sum, out) in running.sums[..vectors].iter().zip(out.chunks_exact_mut(16)) {
             // SAFETY: sixteen floats.
             unsafe { _mm512_storeu_ps(out.as_mut_ptr(), _mm512_mul_ps(*sum, scale)) };
+        }
+    }
+}
+
+/// Asks for `width` elements of each of some rows: a single query is done with them sooner than memory gives the next.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn ask<T>(from: &[T], rows: Range<usize>, stride: usize, width: usize) {
+    for row in rows {
+        let row = from.as_ptr().wrapping_add(row * stride);
+        for at in (0..width).step_by(64 / size_of::<T>()) {
+            _mm_prefetch::<_MM_HINT_T1>(row.wrapping_add(at).cast());
         }
     }
 }
