@@ -11,6 +11,8 @@
 //! of `Avx512`.
 
 #[cfg(target_arch = "x86_64")]
+mod ahead;
+#[cfg(target_arch = "x86_64")]
 mod amx;
 mod attention;
 #[cfg(target_arch = "x86_64")]

@@ -40,12 +40,14 @@ pub unsafe fn tile(mut tile: Tile<'_>, memory: &mut [Line]) {
     let values = memory.as_mut_ptr().cast::<__m256i>();
     for first_row in (0..tile.valid).step_by(ROWS) {
         let rows: Rows<'_> = std::array::from_fn(|r| tile.rows[first_row + r]);
+        let other_half = tile.rows.get(first_row + ROWS).copied();
+        let next = other_half.or(tile.next).unwrap_or(rows[0]).as_ptr();
         // SAFETY: 8 vectors of values, then 3 of minima and scales, a group, all inside `memory`; the driver has
         // checked that each row is `cols` values long.
         unsafe {
             let mins = values.add(8 * groups).cast::<f32>();
             let scales = mins.add(ROWS * groups);
-            unpack::pack(tile.dtype, &rows, groups, values, mins, scales);
+            unpack::pack(tile.dtype, &rows, groups, next, values, mins, scales);
             let packed = Packed { groups, values, mins, scales };
             match tile.dtype {
                 DType::Q4_0 | DType::Q4_1 | DType::Q4K => products::<{ form::NIBBLES }>(&mut tile, packed, first_row),

@@ -9,6 +9,7 @@
 
 use std::arch::x86_64::*;
 
+use super::super::ahead::Ahead;
 use crate::DType;
 use crate::quant::{self, GROUP};
 
@@ -20,7 +21,7 @@ const GROUPS: usize = 8;
 /// The encoded rows of a half tile.
 pub type Rows<'a> = [&'a [u8]; ROWS];
 
-/// Unpacks all groups.
+/// Unpacks all groups, asking for the rows that begin at `next`.
 ///
 /// # Safety
 /// The rows hold `groups` groups of `dtype`; the three arrays have room for them and `values` is aligned to a vector.
@@ -29,20 +30,27 @@ pub unsafe fn pack(
     dtype: DType,
     rows: &Rows<'_>,
     groups: usize,
+    next: *const u8,
     values: *mut __m256i,
     mins: *mut f32,
     scales: *mut f32,
 ) {
+    let bytes = dtype.block_bytes();
     if dtype.block_len() == GROUPS * GROUP {
         for block in 0..groups / GROUPS {
-            let g = GROUPS * block;
+            let (g, ahead) = (GROUPS * block, Ahead::new(next, ROWS, block * bytes, bytes));
             // SAFETY: the places of the block's groups.
-            unsafe { large_block(dtype, rows, block, values.add(8 * g), mins.add(ROWS * g), scales.add(2 * ROWS * g)) };
+            unsafe {
+                let (values, mins, scales) = (values.add(8 * g), mins.add(ROWS * g), scales.add(2 * ROWS * g));
+                large_block(dtype, rows, block, ahead, values, mins, scales);
+            }
         }
         return;
     }
     let fast = matches!(dtype, DType::Q4_0 | DType::Q4_1 | DType::Q8_0);
     for g in 0..groups {
+        let ahead = Ahead::new(next, ROWS, g * bytes, bytes);
+        (0..4).for_each(|step| ahead.ask(step, 4));
         // SAFETY: the places of group `g`.
         unsafe {
             let (values, mins, scales) = (values.add(8 * g), mins.add(ROWS * g), scales.add(2 * ROWS * g));
@@ -128,6 +136,7 @@ unsafe fn large_block(
     dtype: DType,
     rows: &Rows<'_>,
     block: usize,
+    ahead: Ahead,
     values: *mut __m256i,
     mins: *mut f32,
     scales: *mut f32,
@@ -138,7 +147,7 @@ unsafe fn large_block(
     unsafe {
         if dtype == DType::Q6K {
             q6_scales(rows, start, mins, scales);
-            (0..2).for_each(|half| q6_half(rows, start, half, values.add(32 * half)));
+            (0..2).for_each(|half| q6_half(rows, start, half, ahead.part(half, 2), values.add(32 * half)));
             return;
         }
         large_scales(rows, start, mins, scales);
@@ -156,6 +165,7 @@ unsafe fn large_block(
                 let (low, high) = (low_nibbles(v), low_nibbles(_mm256_srli_epi16::<4>(v)));
                 _mm256_store_si256(values.add(16 * part + j), _mm256_or_si256(low, bit(2 * part)));
                 _mm256_store_si256(values.add(16 * part + 8 + j), _mm256_or_si256(high, bit(2 * part + 1)));
+                ahead.ask(8 * part + j, 32);
             }
         }
     }
@@ -220,7 +230,7 @@ unsafe fn q6_scales(rows: &Rows<'_>, start: usize, mins: *mut f32, scales: *mut 
 /// # Safety
 /// As [`large_block`], which is the only caller.
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn q6_half(rows: &Rows<'_>, start: usize, half: usize, values: *mut __m256i) {
+unsafe fn q6_half(rows: &Rows<'_>, start: usize, half: usize, ahead: Ahead, values: *mut __m256i) {
     // SAFETY: by the caller's promise.
     unsafe {
         let low = [load_octets(rows, start + 64 * half), load_octets(rows, start + 64 * half + 32)];
@@ -232,6 +242,7 @@ unsafe fn q6_half(rows: &Rows<'_>, start: usize, half: usize, values: *mut __m25
                 let upper = _mm256_and_si256(shifted(high[j], 2 * quarter), two);
                 let v = _mm256_or_si256(nibble, _mm256_slli_epi16::<4>(upper));
                 _mm256_store_si256(values.add(8 * quarter + j), v);
+                ahead.ask(8 * quarter + j, 32);
             }
         }
     }

@@ -2,10 +2,11 @@
 
 use std::arch::x86_64::*;
 
+use super::super::ahead::Ahead;
 use super::super::linear::Tile;
 use super::super::scratch::{Activations, Line};
 use super::quantized::{self, Factors, add_products, format, group_of};
-use super::unpack::{self, Ahead, Rows, high_nibbles_in_place, load_dword, load_octets, load_quads, low_nibbles};
+use super::unpack::{self, Rows, high_nibbles_in_place, load_dword, load_octets, load_quads, low_nibbles};
 use super::{large, q6};
 use crate::DType;
 use crate::quant::{self, GROUP};

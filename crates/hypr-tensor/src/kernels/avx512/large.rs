@@ -2,13 +2,12 @@
 
 use std::arch::x86_64::*;
 
+use super::super::ahead::Ahead;
 use super::super::linear::TILE_ROWS;
 use super::super::scratch::Activations;
 use super::q6;
 use super::quantized::{Factors, accumulate, format};
-use super::unpack::{
-    Ahead, Rows, halves_to_f32, high_nibbles, high_nibbles_in_place, load_octets, load_quads, low_nibbles,
-};
+use super::unpack::{Rows, halves_to_f32, high_nibbles, high_nibbles_in_place, load_octets, load_quads, low_nibbles};
 use crate::DType;
 
 /// Groups of a block.

@@ -2,9 +2,10 @@
 
 use std::arch::x86_64::*;
 
+use super::super::ahead::Ahead;
 use super::super::scratch::Activations;
 use super::quantized::{Factors, add_products, group_of, offsets};
-use super::unpack::{Ahead, Rows, halves_to_f32, load_dword, load_octets, load_quads};
+use super::unpack::{Rows, halves_to_f32, load_dword, load_octets, load_quads};
 use crate::DType;
 use crate::quant::GROUP;
 

@@ -2,9 +2,10 @@
 
 use std::arch::x86_64::*;
 
+use super::super::ahead::Ahead;
 use super::super::linear::{TILE_ROWS, Tile};
 use super::super::scratch::{Activations, Line};
-use super::unpack::{self, Ahead, Rows};
+use super::unpack::{self, Rows};
 use super::{few, large};
 use crate::DType;
 use crate::quant::{self, GROUP};

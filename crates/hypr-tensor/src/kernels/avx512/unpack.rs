@@ -9,6 +9,7 @@
 
 use std::arch::x86_64::*;
 
+use super::super::ahead::Ahead;
 use super::super::linear::{TILE_ROWS, Tile};
 use crate::DType;
 use crate::quant;
@@ -33,7 +34,7 @@ impl Rows {
     /// What the next tile has where this one has the `bytes` bytes at `at` of each row.
     #[inline]
     pub fn ahead(&self, at: usize, bytes: usize) -> Ahead {
-        Ahead { start: self.next.wrapping_add(TILE_ROWS * at), bytes: TILE_ROWS * bytes }
+        Ahead::new(self.next, TILE_ROWS, at, bytes)
     }
 }
 
@@ -139,40 +140,6 @@ pub fn high_nibbles(v: __m512i) -> __m512i {
 #[inline]
 pub fn high_nibbles_in_place(v: __m512i) -> __m512i {
     _mm512_and_si512(v, _mm512_set1_epi8(!15))
-}
-
-/// Bytes that the thread will need next. Sixteen short streams are too many for the processor to foresee, so they are asked for
-/// into the second-level cache (the first has no room for two tiles), a line or two at a time between the steps of the
-/// products: a core has a few requests under way at once, and drops those that come while all are taken, or
-/// lets the products wait for one.
-#[derive(Clone, Copy)]
-pub struct Ahead {
-    start: *const u8,
-    bytes: usize,
-}
-
-impl Ahead {
-    /// One of `parts` equal parts of it.
-    #[inline]
-    pub fn part(self, part: usize, parts: usize) -> Self {
-        let (first, end) = (self.bytes * part / parts, self.bytes * (part + 1) / parts);
-        Self { start: self.start.wrapping_add(first), bytes: end - first }
-    }
-
-    /// Asks for the share of one of `steps` steps, each at most two lines.
-    #[target_feature(enable = "avx512f")]
-    #[inline]
-    pub fn ask(self, step: usize, steps: usize) {
-        let lines = self.bytes.div_ceil(64);
-        let (first, end) = (lines * step / steps, lines * (step + 1) / steps);
-        // No loop over the share: all this is known when it is compiled.
-        if first < end {
-            _mm_prefetch::<_MM_HINT_T1>(self.start.wrapping_add(64 * first).cast());
-        }
-        if first + 1 < end {
-            _mm_prefetch::<_MM_HINT_T1>(self.start.wrapping_add(64 * (first + 1)).cast());
-        }
-    }
 }
 
 /// Sixteen f16 in the lower halves of dwords.
