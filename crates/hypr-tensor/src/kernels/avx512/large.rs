@@ -1,4 +1,4 @@
-//! Blocks of 256 values, eight groups: `Q4_K`, `Q5_K` and, of what is unpacked into working memory, `Q6_K`.
+//! Blocks of 256 values, eight groups: `Q4_K`, `Q5_K` and, where they are unpacked into working memory, `Q6_K`.
 
 use std::arch::x86_64::*;
 
@@ -49,23 +49,23 @@ pub unsafe fn few<const N: usize, const FORMAT: u8>(
 /// # Safety
 /// The rows hold `groups` groups of the format, and `values`, `scales` and `others` have room for them.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-pub unsafe fn pack<const FORMAT: u8, const HALVES: bool>(
+pub unsafe fn pack<const FORMAT: u8>(
     rows: &Rows,
     groups: usize,
     values: *mut __m512i,
     scales: *mut f32,
     others: *mut f32,
 ) {
-    let bytes = format(FORMAT).block_bytes();
+    let (bytes, halves) = (format(FORMAT).block_bytes(), format(FORMAT) == DType::Q6K);
     for block in 0..groups / GROUPS {
         let start = block * bytes;
         let ahead = rows.ahead(start, bytes);
         // SAFETY: by the caller's promise.
         unsafe {
-            let factors = if HALVES { q6::factors(rows, start) } else { factors::<FORMAT>(rows, start) };
+            let factors = if halves { q6::factors(rows, start) } else { factors::<FORMAT>(rows, start) };
             for (g, Factors { scales: [left, right], other }) in factors.into_iter().enumerate() {
                 let at = TILE_ROWS * (GROUPS * block + g);
-                if HALVES {
+                if halves {
                     _mm512_store_ps(scales.add(2 * at), left);
                     _mm512_store_ps(scales.add(2 * at + TILE_ROWS), right);
                 } else {
@@ -76,7 +76,7 @@ pub unsafe fn pack<const FORMAT: u8, const HALVES: bool>(
             let store = |g: usize, w: [__m512i; 8]| {
                 store_group(values.add(8 * (GROUPS * block + g)), w, ahead.part(g, GROUPS));
             };
-            if HALVES {
+            if halves {
                 for half in 0..2 {
                     let [a, b, c, d] = q6::four_groups(rows, start, half);
                     store(4 * half, a);

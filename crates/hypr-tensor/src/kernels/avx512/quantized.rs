@@ -93,9 +93,9 @@ pub unsafe fn pack(tile: &Tile<'_>, memory: &mut [Line]) -> Packed {
         let others = values.add(8 * groups).cast::<f32>();
         let scales = others.add(16 * groups);
         match tile.dtype {
-            DType::Q4K => large::pack::<{ DType::Q4K as u8 }, false>(&rows, groups, values, scales, others),
-            DType::Q5K => large::pack::<{ DType::Q5K as u8 }, false>(&rows, groups, values, scales, others),
-            DType::Q6K => large::pack::<{ DType::Q6K as u8 }, true>(&rows, groups, values, scales, others),
+            DType::Q4K => large::pack::<{ DType::Q4K as u8 }>(&rows, groups, values, scales, others),
+            DType::Q5K => large::pack::<{ DType::Q5K as u8 }>(&rows, groups, values, scales, others),
+            DType::Q6K => large::pack::<{ DType::Q6K as u8 }>(&rows, groups, values, scales, others),
             DType::Q4_0 => pack_small::<{ DType::Q4_0 as u8 }>(&rows, groups, values, scales, others),
             DType::Q4_1 => pack_small::<{ DType::Q4_1 as u8 }>(&rows, groups, values, scales, others),
             DType::Q5_0 => pack_small::<{ DType::Q5_0 as u8 }>(&rows, groups, values, scales, others),
