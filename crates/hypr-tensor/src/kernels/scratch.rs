@@ -48,6 +48,8 @@ pub(super) struct Activations {
     pub scaled_sum: Vec<f32>,
     /// Sums of `q` over halves of a group, `[n, cols / 16]`.
     pub half_sum: Vec<i32>,
+    /// Minus the sums of `q`, `[n, cols / 32]`.
+    pub minus_sum: Vec<i32>,
 }
 
 impl Activations {
@@ -59,21 +61,23 @@ impl Activations {
         grow(&mut self.scale, n * groups);
         grow(&mut self.scaled_sum, n * groups);
         grow(&mut self.half_sum, 2 * n * groups);
+        grow(&mut self.minus_sum, n * groups);
         let (q, scale) = (SharedMut::new(&mut self.q), SharedMut::new(&mut self.scale));
         let (scaled_sum, half_sum) = (SharedMut::new(&mut self.scaled_sum), SharedMut::new(&mut self.half_sum));
+        let minus_sum = SharedMut::new(&mut self.minus_sum);
         let level = kernels.level();
         let rows = |_: usize, rows: std::ops::Range<usize>| {
             let (first, len) = (rows.start * groups, rows.len() * groups);
-            // SAFETY: the ranges of rows do not overlap, and neither do the four arrays.
+            // SAFETY: the ranges of rows do not overlap, and neither do the five arrays.
             unsafe {
-                quantize(
-                    level,
-                    &x[first * GROUP..(first + len) * GROUP],
-                    q.slice(first * GROUP, len * GROUP),
-                    scale.slice(first, len),
-                    scaled_sum.slice(first, len),
-                    half_sum.slice(2 * first, 2 * len),
-                );
+                let to = Quantized {
+                    q: q.slice(first * GROUP, len * GROUP),
+                    scale: scale.slice(first, len),
+                    scaled_sum: scaled_sum.slice(first, len),
+                    half_sum: half_sum.slice(2 * first, 2 * len),
+                    minus_sum: minus_sum.slice(first, len),
+                };
+                quantize(level, &x[first * GROUP..(first + len) * GROUP], to);
             }
         };
         if n < 8 { rows(0, 0..n) } else { kernels.pool().for_each_range(n, 8, &rows) }
@@ -87,21 +91,30 @@ fn grow<T: Copy + Default>(values: &mut Vec<T>, len: usize) {
     }
 }
 
-fn quantize(level: Level, x: &[f32], q: &mut [i8], scale: &mut [f32], scaled_sum: &mut [f32], half_sum: &mut [i32]) {
+/// Places of consecutive groups in the arrays of [`Activations`].
+pub(super) struct Quantized<'a> {
+    pub q: &'a mut [i8],
+    pub scale: &'a mut [f32],
+    pub scaled_sum: &'a mut [f32],
+    pub half_sum: &'a mut [i32],
+    pub minus_sum: &'a mut [i32],
+}
+
+fn quantize(level: Level, x: &[f32], to: Quantized<'_>) {
     #[cfg(target_arch = "x86_64")]
     if matches!(level, Level::Avx512 | Level::Amx) {
         // SAFETY: `Kernels` only holds levels that this processor has.
-        return unsafe { super::avx512::quantize_groups(x, q, scale, scaled_sum, half_sum) };
+        return unsafe { super::avx512::quantize_groups(x, to) };
     }
-    quantize_groups(level, x, q, scale, scaled_sum, half_sum);
+    quantize_groups(level, x, to);
 }
 
 by_level! {
-    fn quantize_groups(x: &[f32], q: &mut [i8], scale: &mut [f32], scaled_sum: &mut [f32], half_sum: &mut [i32]) {
+    fn quantize_groups(x: &[f32], to: Quantized<'_>) {
         let (x, _) = x.as_chunks::<GROUP>();
-        let (q, _) = q.as_chunks_mut::<GROUP>();
-        let (half_sum, _) = half_sum.as_chunks_mut::<2>();
-        for ((((x, q), scale), scaled_sum), half_sum) in x.iter().zip(q).zip(scale).zip(scaled_sum).zip(half_sum) {
+        let (q, _) = to.q.as_chunks_mut::<GROUP>();
+        let (half_sum, _) = to.half_sum.as_chunks_mut::<2>();
+        for (g, (x, q)) in x.iter().zip(q).enumerate() {
             // The largest magnitude by its bits, where NaN is above infinity: it then spoils the scale and with
             // it every output, as it must.
             let mut largest = 0u32;
@@ -111,7 +124,7 @@ by_level! {
             let largest = f32::from_bits(largest);
             // Below the smallest normal number the reciprocal would overflow.
             let inverse = if largest < 1e-36 { 0.0 } else { 127.0 / largest };
-            *scale = if largest < 1e-36 { 0.0 } else { largest / 127.0 };
+            let scale = if largest < 1e-36 { 0.0 } else { largest / 127.0 };
             let mut integers = [0i32; GROUP];
             for (integer, v) in integers.iter_mut().zip(x) {
                 *integer = (v * inverse + math::ROUND).to_bits().wrapping_sub(math::ROUND.to_bits()) as i32;
@@ -124,8 +137,10 @@ by_level! {
                 left = left.wrapping_add(i32::from(q[i]));
                 right = right.wrapping_add(i32::from(q[i + GROUP / 2]));
             }
-            *half_sum = [left, right];
-            *scaled_sum = *scale * (left + right) as f32;
+            to.scale[g] = scale;
+            to.scaled_sum[g] = scale * (left + right) as f32;
+            half_sum[g] = [left, right];
+            to.minus_sum[g] = -(left + right);
         }
     }
 }
@@ -143,9 +158,16 @@ mod tests {
         x[2 * GROUP] = 1e30;
         let run = |level| {
             let (mut q, mut scale) = (vec![1i8; x.len()], vec![1.0f32; 50]);
-            let (mut scaled_sum, mut half_sum) = (vec![1.0f32; 50], vec![1i32; 100]);
-            quantize(level, &x, &mut q, &mut scale, &mut scaled_sum, &mut half_sum);
-            (q, scale, scaled_sum, half_sum)
+            let (mut scaled_sum, mut half_sum, mut minus_sum) = (vec![1.0f32; 50], vec![1i32; 100], vec![1i32; 50]);
+            let to = Quantized {
+                q: &mut q,
+                scale: &mut scale,
+                scaled_sum: &mut scaled_sum,
+                half_sum: &mut half_sum,
+                minus_sum: &mut minus_sum,
+            };
+            quantize(level, &x, to);
+            (q, scale, scaled_sum, half_sum, minus_sum)
         };
         let reference = run(Level::Portable);
         for level in Level::ALL.into_iter().filter(|level| level.is_supported()) {
@@ -157,5 +179,6 @@ mod tests {
         }
         let half = |h: usize| reference.0[16 * h..][..16].iter().map(|&q| i32::from(q)).sum::<i32>();
         assert!((0..100).all(|h| reference.3[h] == half(h)));
+        assert!((0..50).all(|g| reference.4[g] == -half(2 * g) - half(2 * g + 1)));
     }
 }

@@ -12,7 +12,7 @@ use super::super::linear::{TILE_ROWS, Tile};
 use super::super::scratch::{Activations, Line};
 use super::tiles::{BATCH, Config, Configured, Operands, Products, Tiles};
 use crate::DType;
-use crate::quant::GROUP;
+use crate::quant::{self, GROUP};
 
 /// The fewest activations that tiles are used for, and the size of the smaller block.
 pub const LEAST: usize = 8;
@@ -28,17 +28,19 @@ pub unsafe fn tile<T: Tiles>(tiles: &mut T, tile: Tile<'_>, memory: &mut [Line])
     // SAFETY: the driver has checked that each row is `cols` values long and sized `memory` for a tile.
     unsafe {
         let packed = quantized::pack(&tile, memory);
-        if tile.dtype == DType::Q6K {
-            products::<T, true>(tiles, tile, packed);
-        } else {
-            products::<T, false>(tiles, tile, packed);
+        match quant::zero_point(tile.dtype) {
+            0 => products::<T, 0>(tiles, tile, packed),
+            8 => products::<T, 8>(tiles, tile, packed),
+            16 => products::<T, 16>(tiles, tile, packed),
+            128 => products::<T, 128>(tiles, tile, packed),
+            _ => products::<T, { quant::zero_point(DType::Q6K) }>(tiles, tile, packed),
         }
     }
 }
 
-/// Columns that one product spans.
-const fn width(halves: bool) -> usize {
-    if halves { GROUP / 2 } else { GROUP }
+/// Columns that one product spans, by the zero point of the format.
+const fn width(zero: i32) -> usize {
+    if quantized::halves(zero) { GROUP / 2 } else { GROUP }
 }
 
 /// The next block of activations when those from `i` to `n` are left: where it starts, and its size. It may start
@@ -54,11 +56,11 @@ fn next_block(n: usize, i: usize) -> Option<(usize, usize)> {
 }
 
 /// # Safety
-/// As [`tile`]; `packed` is the tile, unpacked, with two scales a group where `HALVES`.
+/// As [`tile`]; `packed` is the tile, unpacked, of a format with that zero point.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn products<T: Tiles, const HALVES: bool>(tiles: &mut T, mut tile: Tile<'_>, packed: Packed) {
-    let large = const { &Config::new(MOST, width(HALVES)) };
-    let small = const { &Config::new(LEAST, width(HALVES)) };
+unsafe fn products<T: Tiles, const ZERO: i32>(tiles: &mut T, mut tile: Tile<'_>, packed: Packed) {
+    let large = const { &Config::new(MOST, width(ZERO)) };
+    let small = const { &Config::new(LEAST, width(ZERO)) };
     let mut i = 0;
     // SAFETY: by the caller's promise; the driver quantised at least `first + n` rows.
     unsafe {
@@ -66,19 +68,19 @@ unsafe fn products<T: Tiles, const HALVES: bool>(tiles: &mut T, mut tile: Tile<'
         let mut tiles = Configured::new(tiles, if shape == MOST { large } else { small });
         while let Some((start, size)) = next_block(tile.n, i) {
             if size == MOST {
-                block::<T, { MOST / 8 }, HALVES>(&mut tiles, &mut tile, packed, start);
+                block::<T, { MOST / 8 }, ZERO>(&mut tiles, &mut tile, packed, start);
             } else {
                 if shape == MOST {
                     tiles.configure(small);
                     shape = LEAST;
                 }
-                block::<T, { LEAST / 8 }, HALVES>(&mut tiles, &mut tile, packed, start);
+                block::<T, { LEAST / 8 }, ZERO>(&mut tiles, &mut tile, packed, start);
             }
             i = start + size;
         }
         drop(tiles);
         while i < tile.n {
-            i += quantized::largest_block::<HALVES>(&mut tile, packed, i);
+            i += quantized::largest_block::<ZERO>(&mut tile, packed, i);
         }
     }
 }
@@ -89,7 +91,7 @@ unsafe fn products<T: Tiles, const HALVES: bool>(tiles: &mut T, mut tile: Tile<'
 /// # Safety
 /// As [`products`], with `tiles` in the shape for as many activations, and `i + 8 * EIGHTS <= n`.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn block<T: Tiles, const EIGHTS: usize, const HALVES: bool>(
+unsafe fn block<T: Tiles, const EIGHTS: usize, const ZERO: i32>(
     tiles: &mut Configured<'_, T>,
     tile: &mut Tile<'_>,
     packed: Packed,
@@ -98,7 +100,7 @@ unsafe fn block<T: Tiles, const EIGHTS: usize, const HALVES: bool>(
     let input = tile.input.quantized;
     let (first, cols, groups) = (tile.first + i, input.cols, packed.groups);
     assert!(cols == groups * GROUP && input.q.len() >= (first + 8 * EIGHTS) * cols);
-    let (width, per_group) = (const { width(HALVES) }, const { GROUP / width(HALVES) });
+    let (width, per_group) = (const { width(ZERO) }, const { GROUP / width(ZERO) });
     let batch = BATCH / per_group;
     let mut buffers = [const { MaybeUninit::<Products>::uninit() }; 2];
     let mut sums = [[_mm512_setzero_ps(); 8]; EIGHTS];
@@ -122,11 +124,11 @@ unsafe fn block<T: Tiles, const EIGHTS: usize, const HALVES: bool>(
                 let index = (g - done) * per_group;
                 let place = |index| Products::place(products, index).cast_const();
                 let products = [place(index), place(index + per_group - 1)];
-                let factors = packed.factors::<HALVES>(g);
+                let factors = packed.factors::<ZERO>(g);
                 // Not a loop, which would be too long for the compiler to unroll, and so keep the sums in memory.
-                add_eight::<HALVES>(&mut sums[0], products, factors, input, first, g);
+                add_eight::<ZERO>(&mut sums[0], products, factors, input, first, g);
                 if let Some(sums) = sums.get_mut(1) {
-                    add_eight::<HALVES>(sums, products.map(|p| p.add(8)), factors, input, first + 8, g);
+                    add_eight::<ZERO>(sums, products.map(|p| p.add(8)), factors, input, first + 8, g);
                 }
             }
         }
@@ -140,10 +142,10 @@ unsafe fn block<T: Tiles, const EIGHTS: usize, const HALVES: bool>(
 /// Adds the products of group `g` with activations `first .. first + 8`, in lines of sixteen rows, to their sums.
 ///
 /// # Safety
-/// The products of eight activations are readable, of both halves where `HALVES`, and the activations hold the group.
+/// The products of eight activations are readable, of both halves where they are apart, and the activations hold the group.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 #[inline]
-unsafe fn add_eight<const HALVES: bool>(
+unsafe fn add_eight<const ZERO: i32>(
     sums: &mut [__m512; 8],
     products: [*const [i32; TILE_ROWS]; 2],
     factors: Factors,
@@ -157,11 +159,11 @@ unsafe fn add_eight<const HALVES: bool>(
         // SAFETY: by the caller's promise.
         unsafe {
             let mut products = products.map(|p| _mm512_load_si512(p.add(k).cast()));
-            if HALVES {
-                let [left, right] = quantized::offsets(input, at);
+            if ZERO > 0 {
+                let [left, right] = quantized::offsets::<ZERO>(input, at);
                 products = [_mm512_add_epi32(products[0], left), _mm512_add_epi32(products[1], right)];
             }
-            *sum = quantized::add_products::<HALVES>(*sum, products, factors, input, at);
+            *sum = quantized::add_products::<ZERO>(*sum, products, factors, input, at);
         }
     }
 }

@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 use super::super::ahead::Ahead;
 use super::super::linear::Tile;
 use super::super::scratch::{Activations, Line};
-use super::quantized::{self, Factors, add_products, format, group_of};
+use super::quantized::{self, Factors, add_products, group_of, offsets};
 use super::unpack::{self, Rows, high_nibbles_in_place, load_dword, load_octets, load_quads, low_nibbles};
 use super::{large, q6};
 use crate::DType;
@@ -91,7 +91,7 @@ unsafe fn q4_1_group<const N: usize>(
     // SAFETY: by the caller's promise.
     unsafe {
         let products = nibble_products::<N, 4, false>(v, input, first, g, ahead);
-        add_all(sums, products, factors, input, first, g);
+        add_all::<N, 0>(sums, products, factors, input, first, g);
     }
 }
 
@@ -170,9 +170,10 @@ unsafe fn q8_0_group<const N: usize, const EARLY: bool>(
     g: usize,
     ahead: Ahead,
 ) {
-    let mut products = [[_mm512_setzero_si512(); 2]; N];
+    const ZERO: i32 = quant::zero_point(DType::Q8_0);
     // SAFETY: by the caller's promise.
     unsafe {
+        let mut products: [[__m512i; 2]; N] = std::array::from_fn(|i| offsets_of::<ZERO>(input, first + i, g));
         for (j, v) in v.into_iter().enumerate().skip(usize::from(!EARLY)) {
             let w = _mm512_xor_si512(v, _mm512_set1_epi8(-128));
             for (i, product) in products.iter_mut().enumerate() {
@@ -184,7 +185,7 @@ unsafe fn q8_0_group<const N: usize, const EARLY: bool>(
             }
         }
         let products = products.map(|[a, b]| _mm512_add_epi32(a, b));
-        add_all(sums, products, zeroed::<{ DType::Q8_0 as u8 }, EARLY>(v[0]), input, first, g);
+        add_all::<N, ZERO>(sums, products, scale_in::<EARLY>(v[0]), input, first, g);
     }
 }
 
@@ -237,15 +238,18 @@ unsafe fn q4_0_group<const N: usize, const EARLY: bool>(
     g: usize,
     ahead: Ahead,
 ) {
-    let factors = zeroed::<{ DType::Q4_0 as u8 }, EARLY>(v[0]);
+    const ZERO: i32 = quant::zero_point(DType::Q4_0);
     // SAFETY: by the caller's promise.
     unsafe {
-        let products = if EARLY {
+        let mut products = if EARLY {
             nibble_products::<N, 5, true>(v, input, first, g, ahead)
         } else {
             nibble_products::<N, 4, false>([v[1], v[2], v[3], v[4]], input, first, g, ahead)
         };
-        add_all(sums, products, factors, input, first, g);
+        for (i, product) in products.iter_mut().enumerate() {
+            *product = _mm512_add_epi32(*product, offsets_of::<ZERO>(input, first + i, g)[0]);
+        }
+        add_all::<N, ZERO>(sums, products, scale_in::<EARLY>(v[0]), input, first, g);
     }
 }
 
@@ -253,10 +257,9 @@ unsafe fn q4_0_group<const N: usize, const EARLY: bool>(
 /// `EARLY`, else in the upper half.
 #[target_feature(enable = "avx512f")]
 #[inline]
-fn zeroed<const FORMAT: u8, const EARLY: bool>(head: __m512i) -> Factors {
+fn scale_in<const EARLY: bool>(head: __m512i) -> Factors {
     let scale = unpack::halves_to_f32(if EARLY { head } else { _mm512_srli_epi32::<16>(head) });
-    let zero = _mm512_set1_ps(-(quant::zero_point(format(FORMAT)) as f32));
-    Factors { scales: [scale; 2], other: _mm512_mul_ps(scale, zero) }
+    Factors { scales: [scale; 2], other: _mm512_setzero_ps() }
 }
 
 /// The products of nibbles: the lower ones are the first half of group `g`, the upper ones the second.
@@ -311,13 +314,24 @@ unsafe fn in_step<const D: usize, const EARLY: bool>(q: *const i32, j: usize) ->
     _mm512_set1_epi32(values)
 }
 
+/// What the zero point takes off the products of group `g` of row `row` of the activations.
+///
+/// # Safety
+/// The activations hold that group.
+#[target_feature(enable = "avx512f")]
+#[inline]
+unsafe fn offsets_of<const ZERO: i32>(input: &Activations, row: usize, g: usize) -> [__m512i; 2] {
+    // SAFETY: by the caller's promise.
+    unsafe { offsets::<ZERO>(input, row * (input.cols / GROUP) + g) }
+}
+
 /// Adds the products of group `g` of `N` activations to their sums.
 ///
 /// # Safety
 /// The activations hold group `g` of `first + N` rows.
 #[target_feature(enable = "avx512f")]
 #[inline]
-unsafe fn add_all<const N: usize>(
+unsafe fn add_all<const N: usize, const ZERO: i32>(
     sums: &mut [__m512; N],
     products: [__m512i; N],
     factors: Factors,
@@ -328,6 +342,6 @@ unsafe fn add_all<const N: usize>(
     for (i, (sum, product)) in sums.iter_mut().zip(products).enumerate() {
         let at = (first + i) * (input.cols / GROUP) + g;
         // SAFETY: by the caller's promise.
-        *sum = unsafe { add_products::<false>(*sum, [product; 2], factors, input, at) };
+        *sum = unsafe { add_products::<ZERO>(*sum, [product; 2], factors, input, at) };
     }
 }

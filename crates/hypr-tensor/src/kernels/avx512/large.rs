@@ -36,7 +36,7 @@ pub unsafe fn few<const N: usize, const FORMAT: u8>(
                 for (k, w) in two_groups::<FORMAT>(rows, start, part).into_iter().enumerate() {
                     let g = 2 * part + k;
                     let ahead = ahead.part(g, GROUPS);
-                    accumulate::<N, false>(&mut sums, &w, factors[g], input, first, GROUPS * block + g, Some(ahead));
+                    accumulate::<N, 0>(&mut sums, &w, factors[g], input, first, GROUPS * block + g, Some(ahead));
                 }
             }
         }

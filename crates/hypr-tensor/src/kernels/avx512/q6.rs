@@ -7,11 +7,12 @@ use super::super::scratch::Activations;
 use super::quantized::{Factors, add_products, group_of, offsets};
 use super::unpack::{Rows, halves_to_f32, load_dword, load_octets, load_quads};
 use crate::DType;
-use crate::quant::GROUP;
+use crate::quant::{self, GROUP};
 
 /// Groups of a block, and of a half of it, in which the values of four groups are interleaved.
 const GROUPS: usize = 8;
 const HALF: usize = GROUPS / 2;
+const ZERO: i32 = quant::zero_point(DType::Q6K);
 
 /// Products with so few activations that the weights, unpacked, go from register to register.
 ///
@@ -36,7 +37,7 @@ pub unsafe fn few<const N: usize>(rows: &Rows, groups: usize, input: &Activation
                 for (k, products) in [p0, p1, p2, p3].into_iter().enumerate() {
                     for (i, products) in products.into_iter().enumerate() {
                         let at = (first + i) * groups + g + k;
-                        sums[i] = add_products::<true>(sums[i], products, factors[HALF * half + k], input, at);
+                        sums[i] = add_products::<ZERO>(sums[i], products, factors[HALF * half + k], input, at);
                     }
                 }
             }
@@ -64,7 +65,7 @@ unsafe fn pair_products<const N: usize, const PAIR: usize>(
     unsafe {
         for (k, products) in products.iter_mut().enumerate() {
             for (i, product) in products.iter_mut().enumerate() {
-                *product = offsets(input, (first + i) * (input.cols / GROUP) + g + 2 * k);
+                *product = offsets::<ZERO>(input, (first + i) * (input.cols / GROUP) + g + 2 * k);
             }
         }
         for j in 0..8 {

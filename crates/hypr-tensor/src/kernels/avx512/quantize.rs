@@ -2,6 +2,7 @@
 
 use std::arch::x86_64::*;
 
+use super::super::scratch::Quantized;
 use crate::quant::GROUP;
 
 /// What the function of the same name in `scratch` does, to the same bits.
@@ -9,16 +10,11 @@ use crate::quant::GROUP;
 /// # Safety
 /// The processor has the features of `Level::Avx512`.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-pub unsafe fn quantize_groups(
-    x: &[f32],
-    q: &mut [i8],
-    scale: &mut [f32],
-    scaled_sum: &mut [f32],
-    half_sum: &mut [i32],
-) {
+pub unsafe fn quantize_groups(x: &[f32], to: Quantized<'_>) {
+    let Quantized { q, scale, scaled_sum, half_sum, minus_sum } = to;
     let groups = x.len() / GROUP;
     assert!(q.len() >= groups * GROUP && scale.len() >= groups);
-    assert!(scaled_sum.len() >= groups && half_sum.len() >= 2 * groups);
+    assert!(scaled_sum.len() >= groups && half_sum.len() >= 2 * groups && minus_sum.len() >= groups);
     for g in 0..groups {
         // SAFETY: group `g` of arrays that were just found long enough.
         unsafe {
@@ -37,7 +33,9 @@ pub unsafe fn quantize_groups(
             _mm_storeu_si128(to.add(1), _mm512_cvtepi32_epi8(right));
             let sums = [_mm512_reduce_add_epi32(left), _mm512_reduce_add_epi32(right)];
             *scale.get_unchecked_mut(g) = step;
-            *scaled_sum.get_unchecked_mut(g) = step * (sums[0].wrapping_add(sums[1])) as f32;
+            let sum = sums[0].wrapping_add(sums[1]);
+            *scaled_sum.get_unchecked_mut(g) = step * sum as f32;
+            *minus_sum.get_unchecked_mut(g) = sum.wrapping_neg();
             half_sum.as_mut_ptr().add(2 * g).cast::<[i32; 2]>().write_unaligned(sums);
         }
     }

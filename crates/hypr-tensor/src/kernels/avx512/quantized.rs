@@ -23,14 +23,14 @@ impl Packed {
     /// What group `g` multiplies its integers by.
     ///
     /// # Safety
-    /// `g < groups`, and there are two scales a group where `HALVES`.
+    /// `g < groups`, and the format is one with that zero point.
     #[target_feature(enable = "avx512f")]
     #[inline]
-    pub unsafe fn factors<const HALVES: bool>(self, g: usize) -> Factors {
+    pub unsafe fn factors<const ZERO: i32>(self, g: usize) -> Factors {
         // SAFETY: by the caller's promise.
         unsafe {
             let other = _mm512_load_ps(self.others.add(TILE_ROWS * g));
-            if HALVES {
+            if halves(ZERO) {
                 let s = self.scales.add(2 * TILE_ROWS * g);
                 Factors { scales: [_mm512_load_ps(s), _mm512_load_ps(s.add(TILE_ROWS))], other }
             } else {
@@ -46,7 +46,7 @@ impl Packed {
 pub struct Factors {
     /// Of the two halves of the group: the same twice, but for `Q6_K`, whose are whole numbers.
     pub scales: [__m512; 2],
-    /// The minima; for `Q6_K`, what the scales of both halves are multiplied by.
+    /// The minima, of formats without a zero point; for `Q6_K`, what the scales of both halves are multiplied by.
     pub other: __m512,
 }
 
@@ -76,7 +76,13 @@ pub unsafe fn many(tile: Tile<'_>, memory: &mut [Line]) {
     // SAFETY: by the caller's promise.
     unsafe {
         let packed = pack(&tile, memory);
-        if tile.dtype == DType::Q6K { products::<true>(tile, packed) } else { products::<false>(tile, packed) }
+        match quant::zero_point(tile.dtype) {
+            0 => products::<0>(tile, packed),
+            8 => products::<8>(tile, packed),
+            16 => products::<16>(tile, packed),
+            128 => products::<128>(tile, packed),
+            _ => products::<{ quant::zero_point(DType::Q6K) }>(tile, packed),
+        }
     }
 }
 
@@ -141,13 +147,13 @@ pub const fn format(number: u8) -> DType {
 }
 
 /// # Safety
-/// `packed` is the tile, unpacked, with two scales a group where `HALVES`.
+/// `packed` is the tile, unpacked, of a format with that zero point.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn products<const HALVES: bool>(mut tile: Tile<'_>, packed: Packed) {
+unsafe fn products<const ZERO: i32>(mut tile: Tile<'_>, packed: Packed) {
     let mut i = 0;
     while i < tile.n {
         // SAFETY: by the caller's promise; the driver quantised at least `first + n` rows.
-        i += unsafe { largest_block::<HALVES>(&mut tile, packed, i) };
+        i += unsafe { largest_block::<ZERO>(&mut tile, packed, i) };
     }
 }
 
@@ -156,14 +162,14 @@ unsafe fn products<const HALVES: bool>(mut tile: Tile<'_>, packed: Packed) {
 /// # Safety
 /// As [`products`], and `i < n`.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-pub unsafe fn largest_block<const HALVES: bool>(tile: &mut Tile<'_>, packed: Packed, i: usize) -> usize {
+pub unsafe fn largest_block<const ZERO: i32>(tile: &mut Tile<'_>, packed: Packed, i: usize) -> usize {
     // SAFETY: by the caller's promise.
     unsafe {
         match tile.n - i {
-            8.. => block::<8, HALVES>(tile, packed, i),
-            4.. => block::<4, HALVES>(tile, packed, i),
-            2.. => block::<2, HALVES>(tile, packed, i),
-            _ => block::<1, HALVES>(tile, packed, i),
+            8.. => block::<8, ZERO>(tile, packed, i),
+            4.. => block::<4, ZERO>(tile, packed, i),
+            2.. => block::<2, ZERO>(tile, packed, i),
+            _ => block::<1, ZERO>(tile, packed, i),
         }
     }
 }
@@ -173,7 +179,7 @@ pub unsafe fn largest_block<const HALVES: bool>(tile: &mut Tile<'_>, packed: Pac
 /// # Safety
 /// As [`products`], and `i + N <= n`.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn block<const N: usize, const HALVES: bool>(tile: &mut Tile<'_>, packed: Packed, i: usize) -> usize {
+unsafe fn block<const N: usize, const ZERO: i32>(tile: &mut Tile<'_>, packed: Packed, i: usize) -> usize {
     let first = tile.first + i;
     let input = tile.input.quantized;
     assert!(input.cols == packed.groups * GROUP && input.q.len() >= (first + N) * input.cols);
@@ -182,7 +188,7 @@ unsafe fn block<const N: usize, const HALVES: bool>(tile: &mut Tile<'_>, packed:
         // SAFETY: group `g` of the tile and of each of the N rows.
         unsafe {
             let w: [__m512i; 8] = std::array::from_fn(|j| _mm512_load_si512(packed.values.add(8 * g + j)));
-            accumulate::<N, HALVES>(&mut sums, &w, packed.factors::<HALVES>(g), input, first, g, None);
+            accumulate::<N, ZERO>(&mut sums, &w, packed.factors::<ZERO>(g), input, first, g, None);
         }
     }
     store(tile, i, sums);
@@ -213,7 +219,7 @@ pub fn store<const N: usize>(tile: &mut Tile<'_>, i: usize, sums: [__m512; N]) {
 /// The activations hold group `g` of `first + N` rows.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 #[inline]
-pub unsafe fn accumulate<const N: usize, const HALVES: bool>(
+pub unsafe fn accumulate<const N: usize, const ZERO: i32>(
     sums: &mut [__m512; N],
     w: &[__m512i; 8],
     factors: Factors,
@@ -223,16 +229,13 @@ pub unsafe fn accumulate<const N: usize, const HALVES: bool>(
     ahead: Option<Ahead>,
 ) {
     let groups = input.cols / GROUP;
-    let mut left = [_mm512_setzero_si512(); N];
-    let mut right = [_mm512_setzero_si512(); N];
+    let (mut left, mut right) = ([_mm512_setzero_si512(); N], [_mm512_setzero_si512(); N]);
     // Two chains where there are too few activations to hide the latency of one.
-    let split = HALVES || N <= 3;
+    let split = halves(ZERO) || N <= 3;
     // SAFETY: by the caller's promise.
     unsafe {
-        if HALVES {
-            for i in 0..N {
-                [left[i], right[i]] = offsets(input, (first + i) * groups + g);
-            }
+        for i in 0..N {
+            [left[i], right[i]] = offsets::<ZERO>(input, (first + i) * groups + g);
         }
         let q: [*const i32; N] = std::array::from_fn(|i| group_of(input, first + i, g));
         for (j, &w) in w.iter().enumerate() {
@@ -246,8 +249,8 @@ pub unsafe fn accumulate<const N: usize, const HALVES: bool>(
             }
         }
         for i in 0..N {
-            let whole = if split && !HALVES { _mm512_add_epi32(left[i], right[i]) } else { left[i] };
-            sums[i] = add_products::<HALVES>(sums[i], [whole, right[i]], factors, input, (first + i) * groups + g);
+            let whole = if split && !halves(ZERO) { _mm512_add_epi32(left[i], right[i]) } else { left[i] };
+            sums[i] = add_products::<ZERO>(sums[i], [whole, right[i]], factors, input, (first + i) * groups + g);
         }
     }
 }
@@ -262,31 +265,43 @@ pub unsafe fn group_of(input: &Activations, row: usize, g: usize) -> *const i32 
     unsafe { input.q.as_ptr().add(row * input.cols + g * GROUP).cast() }
 }
 
-/// What the zero point of `Q6_K` takes off the products of the two halves of group `at` of the activations.
+/// Whether the halves of a group have scales of their own, by the zero point of the format.
+pub const fn halves(zero: i32) -> bool {
+    zero == quant::zero_point(DType::Q6K)
+}
+
+/// What the zero point takes off the products of group `at` of the activations: of its two halves where they are apart, else of
+/// the whole, and nothing. Zero points are powers of two.
 ///
 /// # Safety
 /// The activations hold that group.
 #[target_feature(enable = "avx512f")]
 #[inline]
-pub unsafe fn offsets(input: &Activations, at: usize) -> [__m512i; 2] {
+pub unsafe fn offsets<const ZERO: i32>(input: &Activations, at: usize) -> [__m512i; 2] {
     // A group with a NaN or an infinity has sums of any size; its scale spoils what they are multiplied into.
-    let offset = |half_sum: i32| _mm512_set1_epi32(half_sum.wrapping_mul(-quant::zero_point(DType::Q6K)));
     // SAFETY: by the caller's promise.
     unsafe {
-        let half_sum = input.half_sum.as_ptr().add(2 * at);
-        [offset(*half_sum), offset(*half_sum.add(1))]
+        if halves(ZERO) {
+            let half_sum = input.half_sum.as_ptr().add(2 * at);
+            [*half_sum, *half_sum.add(1)].map(|sum| _mm512_set1_epi32(sum.wrapping_mul(-ZERO)))
+        } else if ZERO > 0 {
+            let minus_sum = _mm512_set1_epi32(*input.minus_sum.as_ptr().add(at));
+            [_mm512_sllv_epi32(minus_sum, _mm512_set1_epi32(ZERO.ilog2() as i32)), _mm512_setzero_si512()]
+        } else {
+            [_mm512_setzero_si512(); 2]
+        }
     }
 }
 
-/// Adds the integer products of sixteen rows with group `at` of the activations to their sum: of the two halves where
-/// `HALVES`, else of the group, the second being ignored. All that is rounded is rounded here, so that a row has one
+/// Adds the integer products of sixteen rows with group `at` of the activations to their sum: of its two halves where they are
+/// apart, else of the group, the second being ignored. All that is rounded is rounded here, so that a row has one
 /// order of summation, with tiles too.
 ///
 /// # Safety
 /// The activations hold that group.
 #[target_feature(enable = "avx512f")]
 #[inline]
-pub unsafe fn add_products<const HALVES: bool>(
+pub unsafe fn add_products<const ZERO: i32>(
     sum: __m512,
     products: [__m512i; 2],
     Factors { scales, other }: Factors,
@@ -294,15 +309,19 @@ pub unsafe fn add_products<const HALVES: bool>(
     at: usize,
 ) -> __m512 {
     // SAFETY: by the caller's promise.
-    let (scale, scaled_sum) =
-        unsafe { (_mm512_set1_ps(*input.scale.as_ptr().add(at)), _mm512_set1_ps(*input.scaled_sum.as_ptr().add(at))) };
+    let scale = unsafe { _mm512_set1_ps(*input.scale.as_ptr().add(at)) };
     let [left, right] = products.map(|product| _mm512_cvtepi32_ps(product));
-    if HALVES {
+    if halves(ZERO) {
         // Exact: sixteen products of at most 32 * 127, times 128, twice, are below 2^24.
         let product = _mm512_fmadd_ps(left, scales[0], _mm512_mul_ps(right, scales[1]));
-        _mm512_fmadd_ps(product, _mm512_mul_ps(other, scale), sum)
-    } else {
-        let sum = _mm512_fmadd_ps(other, scaled_sum, sum);
-        _mm512_fmadd_ps(left, _mm512_mul_ps(scales[0], scale), sum)
+        return _mm512_fmadd_ps(product, _mm512_mul_ps(other, scale), sum);
     }
+    let sum = if ZERO > 0 {
+        sum
+    } else {
+        // SAFETY: by the caller's promise.
+        let scaled_sum = unsafe { _mm512_set1_ps(*input.scaled_sum.as_ptr().add(at)) };
+        _mm512_fmadd_ps(other, scaled_sum, sum)
+    };
+    _mm512_fmadd_ps(left, _mm512_mul_ps(scales[0], scale), sum)
 }

@@ -3,7 +3,7 @@
 //! Working memory of a tile of `groups` groups of 32 columns:
 //! ```text
 //! values   [groups][8][16 rows][4] u8     columns 4 j .. 4 j + 4 of a group in vector j
-//! others   [groups][16 rows] f32          minima; for formats with a zero point, minus zero times scale
+//! others   [groups][16 rows] f32          minima, of formats that have some
 //! scales   [groups][1 or 2][16 rows] f32  per 32 columns; Q6_K per 16, with `others` to multiply them by
 //! ```
 
@@ -12,7 +12,6 @@ use std::arch::x86_64::*;
 use super::super::ahead::Ahead;
 use super::super::linear::{TILE_ROWS, Tile};
 use crate::DType;
-use crate::quant;
 
 /// The encoded rows of a tile.
 pub struct Rows {
@@ -188,7 +187,7 @@ fn fifth_bits(high: __m512i, j: usize) -> __m512i {
     _mm512_and_si512(spread, _mm512_set1_epi8(16))
 }
 
-/// Scales and minima of all groups of a format with blocks of 32.
+/// Scales of all groups of a format with blocks of 32, and minima if it has some; else `others` is only used meanwhile.
 ///
 /// # Safety
 /// The rows hold `groups` groups encoded as `dtype`; `scales` and `others` have room for `16 * groups` floats.
@@ -204,16 +203,15 @@ pub unsafe fn small_scales(dtype: DType, rows: &Rows, groups: usize, scales: *mu
             unsafe { others.add(16 * g + r).cast::<u32>().write(row.add(g * bytes).cast::<u32>().read_unaligned()) };
         }
     }
-    let minus_zero = _mm512_set1_ps(-(quant::zero_point(dtype) as f32));
     for g in 0..groups {
         // SAFETY: sixteen floats of each array for each group.
         unsafe {
             let heads = _mm512_loadu_si512(others.add(16 * g).cast());
             let scale = halves_to_f32(heads);
-            let min =
-                if has_min { halves_to_f32(_mm512_srli_epi32::<16>(heads)) } else { _mm512_mul_ps(scale, minus_zero) };
             _mm512_storeu_ps(scales.add(16 * g), scale);
-            _mm512_storeu_ps(others.add(16 * g), min);
+            if has_min {
+                _mm512_storeu_ps(others.add(16 * g), halves_to_f32(_mm512_srli_epi32::<16>(heads)));
+            }
         }
     }
 }
