@@ -75,7 +75,7 @@ class Hyprstream:
 
     nearest = f"FROM passages ORDER BY cosine_distance(embedding, embed(?, model => '{MODEL}')) LIMIT"
     text = f"SELECT id, body {nearest} {K}"
-    of_table = f"""(SELECT id, body, cosine_distance(embedding, embed(?, model => '{MODEL}')) AS distance FROM {{}}
+    of_table = f"""(SELECT id, body, cosine_distance(embedding, embed($1, model => '{MODEL}')) AS distance FROM {{}}
         ORDER BY distance LIMIT {K})"""
     mixed = f"{of_table} UNION ALL {of_table} ORDER BY distance LIMIT {K}".format("passages", "pictures")
     insert = f"INSERT INTO passages (id, body, embedding) VALUES (?, ?, embed(?, model => '{MODEL}'))"
@@ -111,7 +111,7 @@ class Hyprstream:
         return cursor.fetch_arrow_table()["id"].to_pylist()
 
     def find_mixed(self, cursor, question: str) -> list[str]:
-        cursor.execute(self.mixed, (question, question))
+        cursor.execute(self.mixed, (question,))
         return cursor.fetch_arrow_table()["id"].to_pylist()
 
     def add(self, cursor, key: str, body: str) -> None:
