@@ -36,6 +36,33 @@ pub unsafe fn tile<const N: usize>(mut tile: Tile<'_>, memory: &mut [Line]) {
     }
 }
 
+/// A group of the activations `first ..`, and what to ask for while it is multiplied.
+#[derive(Clone, Copy)]
+struct Group<'a> {
+    input: &'a Activations,
+    first: usize,
+    g: usize,
+    ahead: Ahead,
+}
+
+impl Group<'_> {
+    /// Its number for activation `first + i`, among the groups of all.
+    #[inline]
+    fn at(self, i: usize) -> usize {
+        (self.first + i) * (self.input.cols / GROUP) + self.g
+    }
+
+    /// Its integers.
+    ///
+    /// # Safety
+    /// The activations hold the group of `first + i`.
+    #[inline]
+    unsafe fn q(self, i: usize) -> *const i32 {
+        // SAFETY: by the caller's promise.
+        unsafe { group_of(self.input, self.first + i, self.g) }
+    }
+}
+
 /// Four blocks of `Q4_1` are eighty bytes, five times sixteen: transposed together, the scales come out as vectors
 /// like the values.
 ///
@@ -51,21 +78,22 @@ unsafe fn q4_1<const N: usize>(rows: &Rows, groups: usize, input: &Activations, 
         while g + 4 <= groups {
             let at = g * bytes;
             let ahead = rows.ahead(at, 4 * bytes);
+            let group = |k: usize| Group { input, first, g: g + k, ahead: ahead.part(k, 4) };
             let a = load_octets(rows, at);
-            q4_1_group(&mut sums, [a[0], a[1], a[2], a[3], a[4]], input, first, g, ahead.part(0, 4));
+            q4_1_group(&mut sums, [a[0], a[1], a[2], a[3], a[4]], group(0));
             let b = load_octets(rows, at + 32);
-            q4_1_group(&mut sums, [a[5], a[6], a[7], b[0], b[1]], input, first, g + 1, ahead.part(1, 4));
-            q4_1_group(&mut sums, [b[2], b[3], b[4], b[5], b[6]], input, first, g + 2, ahead.part(2, 4));
+            q4_1_group(&mut sums, [a[5], a[6], a[7], b[0], b[1]], group(1));
+            q4_1_group(&mut sums, [b[2], b[3], b[4], b[5], b[6]], group(2));
             let c = load_quads(rows, at + 64);
-            q4_1_group(&mut sums, [b[7], c[0], c[1], c[2], c[3]], input, first, g + 3, ahead.part(3, 4));
+            q4_1_group(&mut sums, [b[7], c[0], c[1], c[2], c[3]], group(3));
             g += 4;
         }
         while g < groups {
             let at = g * bytes;
             let a = load_quads(rows, at);
             let last = load_dword(rows, at + 16);
-            let ahead = rows.ahead(at, bytes);
-            q4_1_group(&mut sums, [a[0], a[1], a[2], a[3], last], input, first, g, ahead);
+            let group = Group { input, first, g, ahead: rows.ahead(at, bytes) };
+            q4_1_group(&mut sums, [a[0], a[1], a[2], a[3], last], group);
             g += 1;
         }
     }
@@ -75,23 +103,16 @@ unsafe fn q4_1<const N: usize>(rows: &Rows, groups: usize, input: &Activations, 
 /// One block of `Q4_1`: its head and its four dwords of nibbles.
 ///
 /// # Safety
-/// The activations hold group `g` of `first + N` rows.
+/// The activations hold the group of `N` rows.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 #[inline]
-unsafe fn q4_1_group<const N: usize>(
-    sums: &mut [__m512; N],
-    [head, v @ ..]: [__m512i; 5],
-    input: &Activations,
-    first: usize,
-    g: usize,
-    ahead: Ahead,
-) {
+unsafe fn q4_1_group<const N: usize>(sums: &mut [__m512; N], [head, v @ ..]: [__m512i; 5], group: Group<'_>) {
     let scale = unpack::halves_to_f32(head);
     let factors = Factors { scales: [scale; 2], other: unpack::halves_to_f32(_mm512_srli_epi32::<16>(head)) };
     // SAFETY: by the caller's promise.
     unsafe {
-        let products = nibble_products::<N, 4, false>(v, input, first, g, ahead);
-        add_all::<N, 0>(sums, products, factors, input, first, g);
+        let products = nibble_products::<N, 4, false>(v, group);
+        add_all::<N, 0>(sums, products, factors, group);
     }
 }
 
@@ -111,45 +132,25 @@ unsafe fn q8_0<const N: usize>(rows: &Rows, groups: usize, input: &Activations, 
         while g + 4 <= groups {
             let at = g * bytes;
             let ahead = rows.ahead(at, 4 * bytes);
+            let group = |k: usize| Group { input, first, g: g + k, ahead: ahead.part(k, 4) };
             let (a, b) = (load_octets(rows, at), load_octets(rows, at + 32));
             let [a0, a1, a2, a3, a4, a5, a6, a7] = a;
-            q8_0_group::<N, true>(&mut sums, [a0, a1, a2, a3, a4, a5, a6, a7, b[0]], input, first, g, ahead.part(0, 4));
+            q8_0_group::<N, true>(&mut sums, [a0, a1, a2, a3, a4, a5, a6, a7, b[0]], group(0));
             let [b0, b1, b2, b3, b4, b5, b6, b7] = b;
             let [c0, c1, c2, c3, c4, c5, c6, c7] = load_octets(rows, at + 64);
-            q8_0_group::<N, false>(
-                &mut sums,
-                [b0, b1, b2, b3, b4, b5, b6, b7, c0],
-                input,
-                first,
-                g + 1,
-                ahead.part(1, 4),
-            );
+            q8_0_group::<N, false>(&mut sums, [b0, b1, b2, b3, b4, b5, b6, b7, c0], group(1));
             let [d0, d1, d2, d3, d4, d5, d6, d7] = load_octets(rows, at + 96);
-            q8_0_group::<N, true>(
-                &mut sums,
-                [c1, c2, c3, c4, c5, c6, c7, d0, d1],
-                input,
-                first,
-                g + 2,
-                ahead.part(2, 4),
-            );
+            q8_0_group::<N, true>(&mut sums, [c1, c2, c3, c4, c5, c6, c7, d0, d1], group(2));
             let [.., e0, e1] = load_quads(rows, at + 120);
-            q8_0_group::<N, false>(
-                &mut sums,
-                [d1, d2, d3, d4, d5, d6, d7, e0, e1],
-                input,
-                first,
-                g + 3,
-                ahead.part(3, 4),
-            );
+            q8_0_group::<N, false>(&mut sums, [d1, d2, d3, d4, d5, d6, d7, e0, e1], group(3));
             g += 4;
         }
         while g < groups {
             let at = g * bytes;
             let head = _mm512_slli_epi32::<16>(load_dword(rows, at));
             let [v0, v1, v2, v3, v4, v5, v6, v7] = load_octets(rows, at + 2);
-            let ahead = rows.ahead(at, bytes);
-            q8_0_group::<N, false>(&mut sums, [head, v0, v1, v2, v3, v4, v5, v6, v7], input, first, g, ahead);
+            let group = Group { input, first, g, ahead: rows.ahead(at, bytes) };
+            q8_0_group::<N, false>(&mut sums, [head, v0, v1, v2, v3, v4, v5, v6, v7], group);
             g += 1;
         }
     }
@@ -159,33 +160,26 @@ unsafe fn q8_0<const N: usize>(rows: &Rows, groups: usize, input: &Activations, 
 /// One block of `Q8_0`: the nine dwords in which it lies.
 ///
 /// # Safety
-/// The activations hold group `g` of `first + N` rows.
+/// The activations hold the group of `N` rows.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 #[inline]
-unsafe fn q8_0_group<const N: usize, const EARLY: bool>(
-    sums: &mut [__m512; N],
-    v: [__m512i; 9],
-    input: &Activations,
-    first: usize,
-    g: usize,
-    ahead: Ahead,
-) {
+unsafe fn q8_0_group<const N: usize, const EARLY: bool>(sums: &mut [__m512; N], v: [__m512i; 9], group: Group<'_>) {
     const ZERO: i32 = quant::zero_point(DType::Q8_0);
     // SAFETY: by the caller's promise.
     unsafe {
-        let mut products: [[__m512i; 2]; N] = std::array::from_fn(|i| offsets_of::<ZERO>(input, first + i, g));
+        let mut products: [[__m512i; 2]; N] = std::array::from_fn(|i| offsets::<ZERO>(group.input, group.at(i)));
         for (j, v) in v.into_iter().enumerate().skip(usize::from(!EARLY)) {
             let w = _mm512_xor_si512(v, _mm512_set1_epi8(-128));
             for (i, product) in products.iter_mut().enumerate() {
-                let q = in_step::<8, EARLY>(group_of(input, first + i, g), j);
+                let q = in_step::<8, EARLY>(group.q(i), j);
                 product[j % 2] = _mm512_dpbusd_epi32(product[j % 2], w, q);
             }
             if j > 0 {
-                ahead.ask(j - 1, 8);
+                group.ahead.ask(j - 1, 8);
             }
         }
         let products = products.map(|[a, b]| _mm512_add_epi32(a, b));
-        add_all::<N, ZERO>(sums, products, scale_in::<EARLY>(v[0]), input, first, g);
+        add_all::<N, ZERO>(sums, products, scale_in::<EARLY>(v[0]), group);
     }
 }
 
@@ -203,21 +197,22 @@ unsafe fn q4_0<const N: usize>(rows: &Rows, groups: usize, input: &Activations, 
         while g + 4 <= groups {
             let at = g * bytes;
             let ahead = rows.ahead(at, 4 * bytes);
+            let group = |k: usize| Group { input, first, g: g + k, ahead: ahead.part(k, 4) };
             let a = load_octets(rows, at);
-            q4_0_group::<N, true>(&mut sums, [a[0], a[1], a[2], a[3], a[4]], input, first, g, ahead.part(0, 4));
+            q4_0_group::<N, true>(&mut sums, [a[0], a[1], a[2], a[3], a[4]], group(0));
             let b = load_octets(rows, at + 32);
-            q4_0_group::<N, false>(&mut sums, [a[4], a[5], a[6], a[7], b[0]], input, first, g + 1, ahead.part(1, 4));
-            q4_0_group::<N, true>(&mut sums, [b[1], b[2], b[3], b[4], b[5]], input, first, g + 2, ahead.part(2, 4));
+            q4_0_group::<N, false>(&mut sums, [a[4], a[5], a[6], a[7], b[0]], group(1));
+            q4_0_group::<N, true>(&mut sums, [b[1], b[2], b[3], b[4], b[5]], group(2));
             let [.., c0, c1] = load_quads(rows, at + 56);
-            q4_0_group::<N, false>(&mut sums, [b[5], b[6], b[7], c0, c1], input, first, g + 3, ahead.part(3, 4));
+            q4_0_group::<N, false>(&mut sums, [b[5], b[6], b[7], c0, c1], group(3));
             g += 4;
         }
         while g < groups {
             let at = g * bytes;
             let head = _mm512_slli_epi32::<16>(load_dword(rows, at));
             let [v0, v1, v2, v3] = load_quads(rows, at + 2);
-            let ahead = rows.ahead(at, bytes);
-            q4_0_group::<N, false>(&mut sums, [head, v0, v1, v2, v3], input, first, g, ahead);
+            let group = Group { input, first, g, ahead: rows.ahead(at, bytes) };
+            q4_0_group::<N, false>(&mut sums, [head, v0, v1, v2, v3], group);
             g += 1;
         }
     }
@@ -227,29 +222,22 @@ unsafe fn q4_0<const N: usize>(rows: &Rows, groups: usize, input: &Activations, 
 /// One block of `Q4_0`: the five dwords in which it lies.
 ///
 /// # Safety
-/// The activations hold group `g` of `first + N` rows.
+/// The activations hold the group of `N` rows.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 #[inline]
-unsafe fn q4_0_group<const N: usize, const EARLY: bool>(
-    sums: &mut [__m512; N],
-    v: [__m512i; 5],
-    input: &Activations,
-    first: usize,
-    g: usize,
-    ahead: Ahead,
-) {
+unsafe fn q4_0_group<const N: usize, const EARLY: bool>(sums: &mut [__m512; N], v: [__m512i; 5], group: Group<'_>) {
     const ZERO: i32 = quant::zero_point(DType::Q4_0);
     // SAFETY: by the caller's promise.
     unsafe {
         let mut products = if EARLY {
-            nibble_products::<N, 5, true>(v, input, first, g, ahead)
+            nibble_products::<N, 5, true>(v, group)
         } else {
-            nibble_products::<N, 4, false>([v[1], v[2], v[3], v[4]], input, first, g, ahead)
+            nibble_products::<N, 4, false>([v[1], v[2], v[3], v[4]], group)
         };
         for (i, product) in products.iter_mut().enumerate() {
-            *product = _mm512_add_epi32(*product, offsets_of::<ZERO>(input, first + i, g)[0]);
+            *product = _mm512_add_epi32(*product, offsets::<ZERO>(group.input, group.at(i))[0]);
         }
-        add_all::<N, ZERO>(sums, products, scale_in::<EARLY>(v[0]), input, first, g);
+        add_all::<N, ZERO>(sums, products, scale_in::<EARLY>(v[0]), group);
     }
 }
 
@@ -262,18 +250,15 @@ fn scale_in<const EARLY: bool>(head: __m512i) -> Factors {
     Factors { scales: [scale; 2], other: _mm512_setzero_ps() }
 }
 
-/// The products of nibbles: the lower ones are the first half of group `g`, the upper ones the second.
+/// The products of nibbles: the lower ones are the first half of the group, the upper ones the second.
 ///
 /// # Safety
-/// The activations hold group `g` of `first + N` rows.
+/// The activations hold the group of `N` rows.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 #[inline]
 unsafe fn nibble_products<const N: usize, const D: usize, const EARLY: bool>(
     v: [__m512i; D],
-    input: &Activations,
-    first: usize,
-    g: usize,
-    ahead: Ahead,
+    group: Group<'_>,
 ) -> [__m512i; N] {
     let mut products = [[_mm512_setzero_si512(); 2]; N];
     for (j, v) in v.into_iter().enumerate() {
@@ -281,14 +266,14 @@ unsafe fn nibble_products<const N: usize, const D: usize, const EARLY: bool>(
         for (i, product) in products.iter_mut().enumerate() {
             // SAFETY: by the caller's promise.
             let (first_half, second_half) = unsafe {
-                let q = group_of(input, first + i, g);
+                let q = group.q(i);
                 let j = j + usize::from(!EARLY);
                 (in_step::<4, EARLY>(q, j), in_step::<4, EARLY>(q.add(4), j))
             };
             product[0] = _mm512_dpbusd_epi32(product[0], low, first_half);
             product[1] = _mm512_dpbusd_epi32(product[1], high, second_half);
         }
-        ahead.ask(j, D);
+        group.ahead.ask(j, D);
     }
     // The upper nibbles were multiplied where they are.
     products.map(|[low, high]| _mm512_add_epi32(low, _mm512_srai_epi32::<4>(high)))
@@ -314,34 +299,20 @@ unsafe fn in_step<const D: usize, const EARLY: bool>(q: *const i32, j: usize) ->
     _mm512_set1_epi32(values)
 }
 
-/// What the zero point takes off the products of group `g` of row `row` of the activations.
+/// Adds the products of a group of `N` activations to their sums.
 ///
 /// # Safety
-/// The activations hold that group.
-#[target_feature(enable = "avx512f")]
-#[inline]
-unsafe fn offsets_of<const ZERO: i32>(input: &Activations, row: usize, g: usize) -> [__m512i; 2] {
-    // SAFETY: by the caller's promise.
-    unsafe { offsets::<ZERO>(input, row * (input.cols / GROUP) + g) }
-}
-
-/// Adds the products of group `g` of `N` activations to their sums.
-///
-/// # Safety
-/// The activations hold group `g` of `first + N` rows.
+/// The activations hold the group of `N` rows.
 #[target_feature(enable = "avx512f")]
 #[inline]
 unsafe fn add_all<const N: usize, const ZERO: i32>(
     sums: &mut [__m512; N],
     products: [__m512i; N],
     factors: Factors,
-    input: &Activations,
-    first: usize,
-    g: usize,
+    group: Group<'_>,
 ) {
     for (i, (sum, product)) in sums.iter_mut().zip(products).enumerate() {
-        let at = (first + i) * (input.cols / GROUP) + g;
         // SAFETY: by the caller's promise.
-        *sum = unsafe { add_products::<ZERO>(*sum, [product; 2], factors, input, at) };
+        *sum = unsafe { add_products::<ZERO>(*sum, [product; 2], factors, group.input, group.at(i)) };
     }
 }
