@@ -47,7 +47,7 @@ struct Group<'a> {
 
 impl Group<'_> {
     /// Its number for activation `first + i`, among the groups of all.
-    #[inline]
+    #[inline(always)]
     fn at(self, i: usize) -> usize {
         (self.first + i) * (self.input.cols / GROUP) + self.g
     }
@@ -56,7 +56,7 @@ impl Group<'_> {
     ///
     /// # Safety
     /// The activations hold the group of `first + i`.
-    #[inline]
+    #[inline(always)]
     unsafe fn q(self, i: usize) -> *const i32 {
         // SAFETY: by the caller's promise.
         unsafe { group_of(self.input, self.first + i, self.g) }
@@ -116,9 +116,9 @@ unsafe fn q4_1_group<const N: usize>(sums: &mut [__m512; N], [head, v @ ..]: [__
     }
 }
 
-/// Four blocks of `Q8_0`, of two bytes of scale and 32 of values, are 34 dwords. Of two of them, the first has its scale in
-/// the lower half of a dword and its values out of step with the dwords of the activations; the second has its scale
-/// in the upper half of the dword in which the first ends.
+/// Two blocks of `Q8_0`, of two bytes of scale and 32 of values, are 17 dwords. The first has its scale in the lower half
+/// of a dword and its values out of step with the dwords of the activations; the second has its scale in the upper half
+/// of the dword in which the first ends.
 ///
 /// # Safety
 /// The rows hold `groups` blocks of `Q8_0`, the activations `first + N` rows of as many groups.
@@ -129,29 +129,24 @@ unsafe fn q8_0<const N: usize>(rows: &Rows, groups: usize, input: &Activations, 
     let bytes = DType::Q8_0.block_bytes();
     // SAFETY: by the caller's promise.
     unsafe {
-        while g + 4 <= groups {
+        while g + 2 <= groups {
             let at = g * bytes;
-            let ahead = rows.ahead(at, 4 * bytes);
-            let group = |k: usize| Group { input, first, g: g + k, ahead: ahead.part(k, 4) };
-            let (a, b) = (load_octets(rows, at), load_octets(rows, at + 32));
-            let [a0, a1, a2, a3, a4, a5, a6, a7] = a;
-            q8_0_group::<N, true>(&mut sums, [a0, a1, a2, a3, a4, a5, a6, a7, b[0]], group(0));
-            let [b0, b1, b2, b3, b4, b5, b6, b7] = b;
-            let [c0, c1, c2, c3, c4, c5, c6, c7] = load_octets(rows, at + 64);
-            q8_0_group::<N, false>(&mut sums, [b0, b1, b2, b3, b4, b5, b6, b7, c0], group(1));
-            let [d0, d1, d2, d3, d4, d5, d6, d7] = load_octets(rows, at + 96);
-            q8_0_group::<N, true>(&mut sums, [c1, c2, c3, c4, c5, c6, c7, d0, d1], group(2));
-            let [.., e0, e1] = load_quads(rows, at + 120);
-            q8_0_group::<N, false>(&mut sums, [d1, d2, d3, d4, d5, d6, d7, e0, e1], group(3));
-            g += 4;
+            let ahead = rows.ahead(at, 2 * bytes);
+            let group = |k: usize| Group { input, first, g: g + k, ahead: ahead.part(k, 2) };
+            let [a, b, c, d, e, f, h, i] = load_octets(rows, at);
+            let [middle, v @ ..] = load_octets(rows, at + 32);
+            q8_0_group::<N, true>(&mut sums, [a, b, c, d, e, f, h, i, middle], group(0));
+            let [a, b, c, d, e, f, h] = v;
+            let [.., last] = load_quads(rows, at + 52);
+            q8_0_group::<N, false>(&mut sums, [middle, a, b, c, d, e, f, h, last], group(1));
+            g += 2;
         }
-        while g < groups {
+        if g < groups {
             let at = g * bytes;
             let head = _mm512_slli_epi32::<16>(load_dword(rows, at));
-            let [v0, v1, v2, v3, v4, v5, v6, v7] = load_octets(rows, at + 2);
+            let [a, b, c, d, e, f, h, i] = load_octets(rows, at + 2);
             let group = Group { input, first, g, ahead: rows.ahead(at, bytes) };
-            q8_0_group::<N, false>(&mut sums, [head, v0, v1, v2, v3, v4, v5, v6, v7], group);
-            g += 1;
+            q8_0_group::<N, false>(&mut sums, [head, a, b, c, d, e, f, h, i], group);
         }
     }
     sums
@@ -183,7 +178,7 @@ unsafe fn q8_0_group<const N: usize, const EARLY: bool>(sums: &mut [__m512; N], 
     }
 }
 
-/// As [`q8_0`]: four blocks of `Q4_0` are 18 dwords.
+/// As [`q8_0`]: two blocks of `Q4_0` are nine dwords.
 ///
 /// # Safety
 /// The rows hold `groups` blocks of `Q4_0`, the activations `first + N` rows of as many groups.
@@ -194,26 +189,22 @@ unsafe fn q4_0<const N: usize>(rows: &Rows, groups: usize, input: &Activations, 
     let bytes = DType::Q4_0.block_bytes();
     // SAFETY: by the caller's promise.
     unsafe {
-        while g + 4 <= groups {
+        while g + 2 <= groups {
             let at = g * bytes;
-            let ahead = rows.ahead(at, 4 * bytes);
-            let group = |k: usize| Group { input, first, g: g + k, ahead: ahead.part(k, 4) };
-            let a = load_octets(rows, at);
-            q4_0_group::<N, true>(&mut sums, [a[0], a[1], a[2], a[3], a[4]], group(0));
-            let b = load_octets(rows, at + 32);
-            q4_0_group::<N, false>(&mut sums, [a[4], a[5], a[6], a[7], b[0]], group(1));
-            q4_0_group::<N, true>(&mut sums, [b[1], b[2], b[3], b[4], b[5]], group(2));
-            let [.., c0, c1] = load_quads(rows, at + 56);
-            q4_0_group::<N, false>(&mut sums, [b[5], b[6], b[7], c0, c1], group(3));
-            g += 4;
+            let ahead = rows.ahead(at, 2 * bytes);
+            let group = |k: usize| Group { input, first, g: g + k, ahead: ahead.part(k, 2) };
+            let [a, b, c, d, middle, e, f, h] = load_octets(rows, at);
+            q4_0_group::<N, true>(&mut sums, [a, b, c, d, middle], group(0));
+            let [.., last] = load_quads(rows, at + 20);
+            q4_0_group::<N, false>(&mut sums, [middle, e, f, h, last], group(1));
+            g += 2;
         }
-        while g < groups {
+        if g < groups {
             let at = g * bytes;
             let head = _mm512_slli_epi32::<16>(load_dword(rows, at));
-            let [v0, v1, v2, v3] = load_quads(rows, at + 2);
+            let [a, b, c, d] = load_quads(rows, at + 2);
             let group = Group { input, first, g, ahead: rows.ahead(at, bytes) };
-            q4_0_group::<N, false>(&mut sums, [head, v0, v1, v2, v3], group);
-            g += 1;
+            q4_0_group::<N, false>(&mut sums, [head, a, b, c, d], group);
         }
     }
     sums
