@@ -293,9 +293,9 @@ fn vectors(path: &str, width: usize) -> Anyhow<Vec<RecordBatch>> {
     values.chunks_exact(width).map(batch).collect()
 }
 
-/// The lines of a file, each as the parameters of `sql`.
+/// The lines of a file, each as the parameters of `sql`, which are `?`, or `$1` wherever it stands.
 fn texts(path: &str, sql: &str) -> Anyhow<Vec<RecordBatch>> {
-    let parameters = sql.matches('?').count();
+    let parameters = sql.matches('?').count() + usize::from(sql.contains("$1"));
     let batch = |line: &str| {
         let text: ArrayRef = Arc::new(StringArray::from(vec![line]));
         Ok(RecordBatch::try_from_iter((0..parameters).map(|at| (at.to_string(), Arc::clone(&text))))?)
